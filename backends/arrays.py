@@ -1,0 +1,206 @@
+"""The caller's arrays: which library they are, what is accepted, and their canonical two-dimensional form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
+from xpnn.backends.program import DType, Shape
+
+IMMUTABLE = {"jax", "dask"}
+
+
+def wrong(kernel: str, argument: str, got: object, expected: str) -> str:
+    """The wording of every complaint about an argument."""
+    return f"{kernel}: {argument}: got {got}, expected {expected}"
+
+
+def library(array: Any) -> str:
+    """The name of an array's library, by its type's module."""
+    root = type(array).__module__.partition(".")[0]
+    return {"jaxlib": "jax"}.get(root, root)
+
+
+def namespace(array: Any) -> Any:
+    """The array's namespace; NumPy's own, which follows the standard, where array-api-compat's would cost an import."""
+    return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
+
+
+def accept(kernel: str, name: str, value: Any, others: str | None) -> Any:
+    """An argument as an array: lists and numbers become NumPy's unless another library is at work.
+
+    Raises
+    ------
+    TypeError
+        For what is no array of numbers.
+    """
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(wrong(kernel, name, "a MaskedArray", "an array without a mask"))
+    elif isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+    elif isinstance(value, bool | int | float | list | tuple):
+        if others not in (None, "numpy"):
+            raise TypeError(wrong(kernel, name, type(value).__name__, f"a {others} array like the others"))
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(wrong(kernel, name, f"a {type(value).__name__} ({error})", "an array of numbers")) from None
+    elif array_api_compat.is_array_api_obj(value):
+        return value
+    else:
+        raise TypeError(wrong(kernel, name, type(value).__name__, "an array"))
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(wrong(kernel, name, f"dtype {array.dtype}", "real numbers"))
+    return array
+
+
+def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
+    """Whether a dtype is one of floats, integers or booleans."""
+    if xp is np:
+        return {"b": "bool", "i": "int", "u": "int"}.get(dtype.kind, "float")  # type: ignore[return-value]
+    if xp.isdtype(dtype, "bool"):
+        return "bool"
+    if xp.isdtype(dtype, "integral"):
+        return "int"
+    if xp.isdtype(dtype, "real floating"):
+        return "float"
+    raise TypeError(wrong(kernel, name, f"dtype {dtype}", "real numbers"))
+
+
+def dtype_name(dtype: Any) -> str:
+    """"float32" for any library's float32."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the caller's shapes map to rows and columns.
+
+    `shape` is the shape of Full arrays; `axis` the one that becomes columns, or None for element-wise kernels.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    rows: int
+    columns: int
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The shape of a row's values: Full without its axis."""
+        if self.axis is None:
+            return ()
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    def canonical(self, xp: Any, array: Any, kind: type[Kind]) -> Any:
+        """An array as (R, C), (R, 1), (1, C) or (1, 1)."""
+        if kind is Full:
+            if array.shape != self.shape:
+                array = xp.broadcast_to(array, self.shape)
+            if self.axis is not None and self.axis != len(self.shape) - 1:
+                array = xp.moveaxis(array, self.axis, -1)
+            return array if array.shape == (self.rows, self.columns) else xp.reshape(array, (self.rows, self.columns))
+        if kind is Wide:
+            return xp.reshape(array, (self.rows, array.shape[-1]))
+        if kind in (Row, Index):
+            return xp.reshape(array, (self.rows, 1))
+        if kind is Column:
+            return xp.reshape(array, (1, array.shape[0]))
+        if kind is Scalar:
+            return xp.reshape(array, (1, 1))
+        return array
+
+    def result_shape(self, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
+        """The caller's shape of a result, given its symbolic and canonical ones."""
+        if shape == ("R", "C"):
+            return self.shape
+        rows, columns = shape
+        if rows == "R" and self.axis is None:
+            return self.shape
+        lead = self.lead if rows == "R" else () if rows == 1 else (canonical[0],)
+        if columns == 1:
+            return lead
+        at = self.axis if rows == "R" and self.axis is not None else len(lead)
+        return (*lead[:at], canonical[1], *lead[at:])
+
+    def restore(self, xp: Any, array: Any, shape: Shape) -> Any:
+        """A canonical result in the caller's shape."""
+        target = self.result_shape(shape, array.shape)
+        if array.shape == target:
+            return array
+        if shape[0] == "R" and shape[1] != 1 and self.axis is not None and self.axis != len(target) - 1:
+            moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])
+            return xp.moveaxis(xp.reshape(array, moved), -1, self.axis)
+        return xp.reshape(array, target)
+
+
+def frame(
+    kernel: str, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, type[Kind]], axis: int | None, aware: bool, given: bool
+) -> Frame:
+    """Work out rows and columns from the arguments' shapes.
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not fit one another.
+    """
+    full = [n for n, k in kinds.items() if k is Full]
+    if not full:
+        raise TypeError(wrong(kernel, "arguments", "none with rows and columns", "one such array"))
+    try:
+        shape = shapes[full[0]] if len(full) == 1 else np.broadcast_shapes(*(shapes[n] for n in full))
+    except ValueError:
+        raise ValueError(wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")) from None
+    if not aware:
+        return Frame(shape, None, 1, math.prod(shape))
+    if not shape:
+        if axis not in (-1, 0):
+            raise ValueError(wrong(kernel, "axis", axis, "-1 or 0 for a 0-d array"))
+        shape, axis = (1,), 0
+    assert axis is not None
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(wrong(kernel, "axis", axis, f"-{len(shape)} <= axis < {len(shape)} for shape {shape}"))
+    axis %= len(shape)
+    result = Frame(shape, axis, math.prod(shape) // shape[axis] if shape[axis] else math.prod(shape[:axis] + shape[axis + 1 :]), shape[axis])
+    for name, kind in kinds.items():
+        have = shapes[name]
+        if kind in (Row, Index):
+            other = shape[:1] + shape[2:]
+            if have == result.lead:
+                if not given and len(shape) > 2 and have == other and axis != 1:
+                    raise ValueError(
+                        wrong(kernel, name, f"shape {have} with {full[0]} {shape}", "axis=-1 or axis=1 to be given: both would fit")
+                    )
+            else:
+                hint = "; PyTorch layout? pass axis=1" if len(shape) > 1 and axis != 1 and have == other else ""
+                raise ValueError(wrong(kernel, name, f"shape {have}", f"{result.lead}, {full[0]}'s shape {shape} without axis {axis}{hint}"))
+        elif kind is Wide and have[:-1] != result.lead:
+            raise ValueError(wrong(kernel, name, f"shape {have}", f"{(*result.lead, '*')}, as many rows as {full[0]}'s {shape}"))
+        elif kind is Column and len(have) != 1:
+            raise ValueError(wrong(kernel, name, f"shape {have}", "one dimension"))
+        elif kind is Matrix and len(have) != 2:
+            raise ValueError(wrong(kernel, name, f"shape {have}", "two dimensions"))
+        elif kind is Scalar and math.prod(have) != 1:
+            raise ValueError(wrong(kernel, name, f"shape {have}", "one number"))
+    return result
+
+
+def check_extents(
+    kernel: str, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any], symbols: Mapping[str, Shape]
+) -> None:
+    """Raise where an argument's extent differs from that of an earlier one that the formula takes to be equal."""
+    sizes: dict[str, int] = {}
+    for name, symbol in symbols.items():
+        for axis, s in enumerate(symbol):
+            size = arrays[name].shape[axis]
+            if s != 1 and sizes.setdefault(s, size) != size:
+                want = [*shapes[name]]
+                want[axis if len(want) > 1 else 0] = sizes[s]
+                raise ValueError(wrong(kernel, name, f"shape {shapes[name]}", f"{tuple(want)} to fit the other arguments"))

@@ -1,0 +1,290 @@
+"""Kernel objects: what the decorated formula becomes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import numpy as np
+
+from xpnn.backends import call, choice, declare
+from xpnn.backends.declare import Declaration, Formula
+from xpnn.backends.kinds import Full, Kind, Scalar
+from xpnn.backends.task import Task
+from xpnn.backends.trace import SubsetError
+
+registry: dict[str, Kernel] = {}
+
+
+class Kernel:
+    """A pair of formulas, callable on arrays.
+
+    Made by `xpnn.kernel`, never directly. Calling it runs the forward formula; see `backward`, `vjp` and
+    `value_and_grad` for gradients, `source` for the code that runs.
+    """
+
+    def __init__(self, declaration: Declaration) -> None:
+        self._declaration = declaration
+        self._tasks: dict[Any, Any] = {}
+        self._fast: dict[Any, Callable[..., Any]] = {}
+        self.__name__ = self.__qualname__ = declaration.name
+        self.__module__ = declaration.forward.__module__
+        self.__doc__ = declaration.forward.__doc__
+        self.__wrapped__ = declaration.forward
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.__name__}{self.__signature__}>"
+
+    def __reduce__(self) -> str:
+        return self.__name__
+
+    @property
+    def declaration(self) -> Declaration:
+        """The formulas and the roles of their parameters."""
+        return self._declaration
+
+    @property
+    def forward_formula(self) -> Formula:
+        """The formula itself, `(xp, ...) -> y`: for use inside another kernel's formula."""
+        return self._declaration.forward
+
+    def backward_formula(self, xp: Any, **known: Any) -> Any:
+        """The backward formula, given whichever of `known` it asks for: for use inside another kernel's."""
+        d = self._declaration
+        if d.backward is None:
+            raise TypeError(f"{self.__name__}: it has no backward")
+        return d.backward(xp, **{n: known[n] for n in d.backward_parameters if n in known})
+
+    @property
+    def has_axis(self) -> bool:
+        """Whether the kernel works along rows, and so takes `axis`; element-wise kernels do not."""
+        return call.has_axis(self)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        d = self._declaration
+        p = inspect.Parameter
+        formula = inspect.signature(d.forward).parameters
+        parameters = [formula[n].replace(annotation=p.empty) for n in [*d.inputs, *d.options]]
+        if self.has_axis:
+            parameters.append(p("axis", p.KEYWORD_ONLY, default=-1))
+        parameters.append(p("out", p.KEYWORD_ONLY, default=None))
+        return inspect.Signature(parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs:
+            fast = self._fast.get(call.key("forward", args))
+            if fast is not None:
+                result = fast(*args)
+                if result is not None:
+                    return result
+        return call.forward(self, args, kwargs)
+
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+        """Run forward and keep what backward needs.
+
+        Returns
+        -------
+        y
+            What the call would have returned.
+        pullback
+            A function of the cotangent of `y` (one for each output); it returns the gradient of a single input, else a
+            tuple over the inputs passed, None for integer ones. Takes `out=`.
+
+        Raises
+        ------
+        TypeError
+            Where the kernel has no backward.
+
+        Examples
+        --------
+        >>> import numpy as np, xpnn
+        >>> y, pullback = xpnn.tanh.vjp(np.array([0.0, 100.0]))
+        >>> pullback(np.array([1.0, 1.0]))
+        array([1., 0.])
+        """
+        return call.vjp(self, args, kwargs)
+
+    def value_and_grad(self, *args: Any, wrt: str | tuple[str, ...] | None = None, **kwargs: Any) -> tuple[Any, Any]:
+        """The value of a kernel whose result is one number, and its gradients, in one fused pass.
+
+        Parameters
+        ----------
+        wrt
+            The input or inputs to differentiate by; a name gives one array, a tuple of names a tuple.
+        out
+            Where to write the gradients; each may be the input it is the gradient of.
+
+        Raises
+        ------
+        ValueError
+            Where the result is not one number.
+        TypeError
+            Where the kernel has no backward.
+
+        Examples
+        --------
+        >>> import numpy as np, xpnn
+        >>> loss, dlogits = xpnn.cross_entropy.value_and_grad(np.zeros((1, 2)), np.array([0]))
+        >>> dlogits
+        array([[-0.5,  0.5]])
+        """
+        if wrt is None and not kwargs:
+            fast = self._fast.get(call.key("value_and_grad", args))
+            if fast is not None:
+                result = fast(*args)
+                if result is not None:
+                    return result  # type: ignore[no-any-return]
+        return call.value_and_grad(self, args, kwargs, wrt)
+
+    @property
+    def backward(self) -> Backward:
+        """The gradient formula as a function of cotangents and cached values; as a decorator it attaches one."""
+        return Backward(self)
+
+    def source(
+        self, *, backend: str = "numba", dtype: str = "float32", direction: str = "forward", **options: Any
+    ) -> str:
+        """The code that a backend runs, as text.
+
+        Parameters
+        ----------
+        direction
+            "forward", "backward", or "value_and_grad" for the fused pass.
+
+        Examples
+        --------
+        >>> import xpnn
+        >>> print(xpnn.relu.source().splitlines()[-4].strip())
+        n = stop - j
+        """
+        return call.source(self, backend, dtype, direction, options)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """Which backend a call would run on, and why not a faster one.
+
+        Examples
+        --------
+        >>> import numpy as np, xpnn
+        >>> xpnn.softmax.explain(np.ones(3))
+        'numba'
+        """
+        return call.explain(self, args, kwargs)
+
+    def warmup(self, *, dtype: str = "float32", direction: str = "forward", **options: Any) -> None:
+        """Compile ahead of the first call, for NumPy arrays of a dtype.
+
+        Examples
+        --------
+        >>> import xpnn
+        >>> xpnn.softmax.warmup(dtype="float64")
+        """
+        call.example_task(self, dtype, direction, options, backend="numba")
+
+
+class Backward:
+    """`k.backward`: call it for gradients, or decorate a formula with it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.__name__ = f"{kernel.__name__}.backward"
+        self.__doc__ = kernel.declaration.backward.__doc__ if kernel.declaration.backward else type(self).__doc__
+
+    def __repr__(self) -> str:
+        return f"<{self.__name__}>"
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        d = self._kernel.declaration
+        p = inspect.Parameter
+        if d.backward is None:
+            return inspect.Signature([p("formula", p.POSITIONAL_ONLY)])
+        formula = inspect.signature(d.backward).parameters
+        arrays = [formula[n].replace(annotation=p.empty) for n in d.backward_parameters if n not in d.options]
+        extra = [p(n, p.KEYWORD_ONLY, default=None) for n in d.inputs if n not in d.backward_parameters]
+        options = [p(n, p.KEYWORD_ONLY, default=v) for n, v in d.options.items()]
+        axis = [p("axis", p.KEYWORD_ONLY, default=-1)] if self._kernel.has_axis else []
+        arrays = [a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None) for a in arrays]
+        return inspect.Signature([*arrays, *extra, *options, *axis, p("out", p.KEYWORD_ONLY, default=None)])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kernel = self._kernel
+        if len(args) == 1 and not kwargs and inspect.isfunction(args[0]):
+            declare.parse_backward(kernel.declaration, args[0])
+            return args[0]
+        return call.backward(kernel, args, kwargs)
+
+
+@overload
+def kernel(formula: Formula) -> Kernel: ...
+@overload
+def kernel(
+    *,
+    outputs: tuple[str, ...] = ...,
+    saved: tuple[str, ...] = ...,
+    off: Mapping[str, Any] = ...,
+    wrt: tuple[str, ...] | None = ...,
+    domain: Mapping[str, str] = ...,
+    variants: tuple[dict[str, Any], ...] = ...,
+) -> Callable[[Formula], Kernel]: ...
+def kernel(
+    formula: Formula | None = None,
+    *,
+    outputs: tuple[str, ...] = ("y",),
+    saved: tuple[str, ...] = (),
+    off: Mapping[str, Any] | None = None,
+    wrt: tuple[str, ...] | None = None,
+    domain: Mapping[str, str] | None = None,
+    variants: tuple[dict[str, Any], ...] = ({},),
+) -> Any:
+    """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
+
+    The formula is given two-dimensional arrays whatever the caller passes: parameters are (R, C) unless annotated as
+    `xpnn.Row` (R, 1), `xpnn.Column` (1, C), `xpnn.Scalar`, `xpnn.Index` (column numbers, one per row) or `xpnn.Matrix`.
+    Parameters after `*` are options, unless annotated so; one that defaults to None may be left out.
+
+    Parameters
+    ----------
+    outputs, saved
+        Names of what the formula returns: results, then values kept for backward.
+    off
+        Values of numeric options at which the formula is specialised, so that a term that is off costs nothing.
+    wrt
+        The inputs that `value_and_grad` differentiates by unless told otherwise; default: all floating ones.
+    domain
+        For checks and benchmarks: what samples an input takes, "real" (default), "positive" or "simplex".
+    variants
+        For checks: sets of options to go through.
+
+    Raises
+    ------
+    TypeError
+        Where the signature is not a formula's, with the parameter's name.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> @xpnn.kernel
+    ... def swish(xp, x, *, beta=1.0):
+    ...     return x / (1 + xp.exp(-beta * x))
+    >>> @swish.backward
+    ... def swish_backward(xp, dy, x, *, beta=1.0):
+    ...     s = 1 / (1 + xp.exp(-beta * x))
+    ...     return dy * (s + beta * x * s * (1 - s))
+    >>> y, pullback = swish.vjp(np.array([0.0]), beta=2.0)
+    >>> pullback(np.array([1.0]))
+    array([0.5])
+    """
+
+    def decorate(f: Formula) -> Kernel:
+        made = Kernel(
+            declare.parse(f, outputs=outputs, saved=saved, off=off or {}, wrt=wrt, domain=domain or {}, variants=variants)
+        )
+        registry[made.__name__] = made
+        return made
+
+    return decorate if formula is None else decorate(formula)
+
+
+__all__ = ["Backward", "Full", "Kernel", "Kind", "Scalar", "SubsetError", "Task", "kernel", "np", "registry"]

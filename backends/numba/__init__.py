@@ -1,0 +1,191 @@
+"""The Numba backend: NumPy arrays, fused loops on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xpnn.backends.program import Loop, Product, Program, steps
+from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
+from xpnn.backends.trace import SubsetError
+
+DTYPES = ("float32", "float64")
+
+
+class Numba:
+    """Compiles a task's program into loops; products go to NumPy's BLAS."""
+
+    name = "numba"
+
+    def prepare(self, job: Task) -> Executable:
+        if job.library != "numpy":
+            raise BackendError(f"backend 'numba' takes NumPy arrays, got {job.library} arrays; use backend 'auto'")
+        if job.dtype not in DTYPES:
+            raise BackendError(f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'")
+        try:
+            program = job.program()
+        except SubsetError as error:
+            raise BackendError(f"{error}; use backend 'auto' or 'numpy' to run it composed") from error
+        return compile_program(program, job.dtype)
+
+    def source(self, program: Program, dtype: str) -> str:
+        """The modules that a program becomes, as text."""
+        parts = []
+        for step in steps(program):
+            if isinstance(step, Loop):
+                parts.append(_emitted(step.program, dtype).text)
+            else:
+                left, right = (f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True))
+                parts.append(f"# {step.result} = np.matmul({left}, {right}), by NumPy's BLAS\n")
+        return "\n".join(parts)
+
+
+def _emitted(program: Program, dtype: str) -> Any:
+    from xpnn.backends.numba.emit import emit
+
+    outputs = ", ".join(program.outputs)
+    return emit(program, dtype, f"xpnn: {program.name} ({outputs}), {dtype}. Emitted from this program:")
+
+
+class Compiled:
+    """One loop, compiled. `direct` takes canonical arrays with adjacent columns, in the emitted order."""
+
+    def __init__(self, program: Program, dtype: str) -> None:
+        from xpnn.backends.numba import cache
+        from xpnn.backends.numba.emit import SERIAL_BELOW
+
+        self.program, self.dtype = program, np.dtype(dtype)
+        self.emitted = _emitted(program, dtype)
+        self.call = cache.load(program.name, self.emitted.text).call
+        self.serial_below = SERIAL_BELOW // self.emitted.work
+
+    def direct(self, size: int, *arguments: Any) -> int:
+        from xpnn.backends.numba import pool
+
+        threads = pool.count() if size >= self.serial_below else 1
+        if threads == 1:
+            return int(self.call(0, 1, *arguments))
+        address = pool.runner()
+        with pool.guard():
+            return int(self.call(address, threads, *arguments))
+
+    def __call__(
+        self, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        e = self.emitted
+        inputs = {n: _readable(arrays[n], self.program.inputs[n].dtype, self.dtype) for n in e.inputs}
+        sizes = _sizes(self.program, inputs)
+        results: dict[str, np.ndarray[Any, Any]] = {}
+        copies: dict[str, np.ndarray[Any, Any]] = {}
+        for name in e.outputs:
+            shape = tuple(1 if s == 1 else sizes[s] for s in self.program.outputs[name].shape)
+            target = out.get(name)
+            if target is not None and target.shape == shape and self._writable(name, target, inputs):
+                results[name] = target
+            else:
+                results[name] = np.empty(shape, self.dtype)
+                if target is not None:
+                    copies[name] = target
+        size = max((a.size for a in (*inputs.values(), *results.values())), default=1)
+        values = [numbers[n] for n in e.numbers]
+        outside = self.direct(size, *inputs.values(), *results.values(), *values)
+        if outside >= 0:
+            name = e.index[outside % 8]
+            row = outside // 8
+            columns = next(n.shape[1] for n in self.program.inputs.values() if 1 not in n.shape)
+            raise OutOfRange(name, row, int(inputs[name][row, 0]), sizes[columns])
+        for name, target in copies.items():
+            target[...] = results[name]
+            results[name] = target
+        return results
+
+    def _writable(self, name: str, target: Any, inputs: Mapping[str, Any]) -> bool:
+        """Whether a loop may write straight into an array."""
+        if target.dtype != self.dtype or not _adjacent(target) or not target.flags.aligned:
+            return False
+        return not any((name, n) in self.emitted.unsafe and np.may_share_memory(target, a) for n, a in inputs.items())
+
+
+def _adjacent(a: Any) -> bool:
+    """Whether the values of a row lie side by side."""
+    return bool(a.strides[1] == a.itemsize or a.shape[1] == 1)
+
+
+def _readable(a: Any, kind: str, dtype: Any) -> Any:
+    """An array as emitted code takes it; a copy only where its layout or dtype demands one."""
+    wanted = {"float": dtype, "int": np.dtype(np.int64), "bool": np.dtype(bool)}[kind]
+    if a.dtype != wanted:
+        return np.ascontiguousarray(a, wanted)
+    if not _adjacent(a) or not a.flags.aligned:
+        return np.array(a, order="C")
+    return a
+
+
+def _sizes(program: Program, arrays: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        s: size
+        for name, node in program.inputs.items()
+        for s, size in zip(node.shape, arrays[name].shape, strict=True)
+        if s != 1
+    }
+
+
+def compile_program(program: Program, dtype: str) -> Executable:
+    """A callable that runs a program's products and loops in order."""
+    plan = [step if isinstance(step, Product) else Compiled(step.program, dtype) for step in steps(program)]
+
+    if len(plan) == 1 and isinstance(plan[0], Compiled):
+        only = plan[0]
+
+        def single(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
+            return only(arrays, numbers, out)
+
+        single.compiled = only  # type: ignore[attr-defined]
+        return single
+
+    homes = _homes(program, plan)
+
+    def execute(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
+        known = dict(arrays)
+        for step in plan:
+            if isinstance(step, Compiled):
+                given = {n: known[n] for n in step.emitted.inputs}
+                here = {n: known.get(homes_of, out.get(n)) for n, homes_of in _targets(step, homes).items()}
+                known |= step(given, numbers, {n: a for n, a in here.items() if a is not None})
+            else:
+                left = known[step.left].T if step.transpose[0] else known[step.left]
+                right = known[step.right].T if step.transpose[1] else known[step.right]
+                target = out.get(homes.get(step.result, step.result))
+                clashes = target is not None and any(np.may_share_memory(target, a) for a in (left, right))
+                usable = target is not None and target.dtype == left.dtype and target.flags.c_contiguous and not clashes
+                known[step.result] = np.matmul(left, right, out=target) if usable else np.matmul(left, right)
+        return {n: known[n] for n in program.outputs}
+
+    return execute
+
+
+def _targets(step: Compiled, homes: Mapping[str, str]) -> dict[str, str]:
+    """For each output of a loop, the product whose memory it takes over (or a name that nothing has)."""
+    taken = {home: temporary for temporary, home in homes.items() if temporary in step.emitted.inputs}
+    return {n: taken.get(n, "") for n in step.emitted.outputs}
+
+
+def _homes(program: Program, plan: list[Any]) -> dict[str, str]:
+    """Products that only one loop reads, and the output of that loop that is written over them."""
+    homes: dict[str, str] = {}
+    for step in plan:
+        if not isinstance(step, Product) or step.result in program.outputs:
+            continue
+        readers = [s for s in plan if isinstance(s, Compiled) and step.result in s.emitted.inputs]
+        also = [s for s in plan if isinstance(s, Product) and step.result in (s.left, s.right)]
+        if len(readers) != 1 or also:
+            continue
+        reader = readers[0].program
+        for name, node in reader.outputs.items():
+            fits = node.shape == reader.inputs[step.result].shape and name in program.outputs
+            if fits and (name, step.result) not in readers[0].emitted.unsafe and name not in homes.values():
+                homes[step.result] = name
+                break
+    return homes

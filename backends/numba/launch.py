@@ -1,0 +1,112 @@
+"""How emitted code calls its own stages, on one thread or several, without a parallel build of each.
+
+Every stage is a serial function over blocks [first, last). One runner, compiled once for all kernels, shares the blocks
+out: it receives a function pointer and a pointer to the packed arguments. Serial and threaded calls thus run the same
+machine code. `RUNNER` is the runner's source, kept in the cache folder like every emitted module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_I64 = ir.IntType(64)
+_PLAIN = {"i": types.intp, "b": types.boolean, "d": types.Array(types.float64, 1, "C"), "n": types.void}
+
+RUNNER = '''"""Shares the blocks of any stage out over Numba's threads."""
+
+from numba import njit, prange, types
+
+from xpnn.backends.numba.launch import call_blocks
+
+
+@njit(types.void(types.intp, types.intp, types.intp, types.intp), parallel=True, nogil=True, cache=True)
+def run(function, arguments, blocks, threads):
+    for k in prange(threads):
+        call_blocks(function, arguments, k * blocks // threads, (k + 1) * blocks // threads)
+'''
+
+
+def signature(dtype: Any, codes: str) -> Any:
+    """A Numba signature from short codes: i, f, b numbers; rf, ri, rb matrices to read, wf to write; d a float64 vector.
+
+    Matrices may have any row stride: their layout is "A", and `lanes.row` relies on adjacent columns, which the caller
+    has checked.
+    """
+    real = types.float32 if dtype is _numpy().float32 else types.float64
+    element = {"f": real, "i": types.int64, "b": types.boolean}
+
+    def kind(code: str) -> Any:
+        if code == "f":
+            return real
+        if code in _PLAIN:
+            return _PLAIN[code]
+        return types.Array(element[code[1]], 2, "A", readonly=code[0] == "r")
+
+    result, *args = codes.split()
+    return kind(result.rstrip(":"))(*(kind(a) for a in args))
+
+
+def _numpy() -> Any:
+    import numpy
+
+    return numpy
+
+
+@intrinsic
+def call_blocks(typingctx: Any, function: Any, arguments: Any, first: Any, last: Any) -> Any:
+    """Call a function pointer."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), lower
+
+
+@intrinsic
+def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any, threads: Any) -> Any:
+    """Run `stage(*arguments, first, last)` through the runner at an address."""
+    (compiled,) = stage.dispatcher.overloads.values()
+    wanted = compiled.signature.args
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = sig.args[2]
+        packed_type = types.Tuple(wanted[:-2])
+        values = cgutils.unpack_tuple(builder, args[2])
+        cast = [context.cast(builder, v, t, w) for v, t, w in zip(values, given, packed_type, strict=True)]
+        slot = cgutils.alloca_once_value(builder, context.make_tuple(builder, packed_type, cast))
+
+        trampoline = ir.Function(
+            builder.module, ir.FunctionType(ir.VoidType(), [_I64] * 3), builder.module.get_unique_name("blocks_of_stage")
+        )
+        trampoline.linkage = "internal"
+        inner = ir.IRBuilder(trampoline.append_basic_block())
+        packed = inner.load(inner.inttoptr(trampoline.args[0], slot.type))
+        unpacked = [inner.extract_value(packed, k) for k in range(len(packed_type))]
+        function = context.declare_function(inner.module, compiled.fndesc)
+        context.active_code_library.add_linking_library(compiled.library)
+        context.call_conv.call_function(inner, function, types.void, wanted, [*unpacked, *trampoline.args[1:]])
+        inner.ret_void()
+
+        byte = ir.IntType(8).as_pointer()
+        # Numba's calling convention: room for the result and for an exception come first
+        runner_type = ir.FunctionType(ir.IntType(32), [byte.as_pointer(), byte.as_pointer(), _I64, _I64, _I64, _I64])
+        builder.call(
+            builder.inttoptr(args[0], runner_type.as_pointer()),
+            [
+                cgutils.alloca_once(builder, byte),
+                cgutils.alloca_once(builder, byte),
+                builder.ptrtoint(trampoline, _I64),
+                builder.ptrtoint(slot, _I64),
+                args[3],
+                args[4],
+            ],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.intp, stage, arguments, types.intp, types.intp), lower

@@ -1,0 +1,71 @@
+"""How many threads a call may use, and when it must not use any.
+
+Numba's threading layers differ in what they survive: tbb survives everything; omp dies in a child forked after it was
+used; workqueue aborts the process when two Python threads enter it at once. Hence one lock around workqueue, and one
+thread in children forked from a process that had started a layer other than tbb.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Any
+
+_LOCK = threading.RLock()
+_NOTHING = contextlib.nullcontext()
+_address = 0
+_layer = ""
+_serial = False
+
+
+def count() -> int:
+    """Threads to use: XPNN_NUM_THREADS, or as many as this process has processors."""
+    if _serial:
+        return 1
+    chosen = os.environ.get("XPNN_NUM_THREADS")
+    if chosen:
+        if not chosen.isdecimal() or int(chosen) < 1:
+            raise ValueError(f"XPNN_NUM_THREADS: got {chosen!r}, expected a whole number of at least 1")
+        return int(chosen)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def runner() -> int:
+    """The address of the compiled runner; the first call starts Numba's threads."""
+    global _address, _layer
+    if not _address:
+        with _LOCK:
+            if not _address:
+                from xpnn.backends.numba import cache, launch
+
+                run = cache.load("runner", launch.RUNNER).run
+                (compiled,) = run.overloads.values()
+                run(0, 0, 0, 0)  # starts the threads: prange over none of them
+                import numba
+
+                _layer = numba.threading_layer()
+                _address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return _address
+
+
+def guard() -> Any:
+    """What a threaded call must hold."""
+    return _LOCK if _layer == "workqueue" else _NOTHING
+
+
+def layer() -> str:
+    """Numba's threading layer, started if it was not."""
+    runner()
+    return _layer
+
+
+def _after_fork() -> None:
+    global _serial, _LOCK
+    _LOCK = threading.RLock()
+    if _layer not in ("", "tbb"):
+        _serial = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

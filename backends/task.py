@@ -1,0 +1,90 @@
+"""What the public layer asks of a backend, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from xpnn.backends.declare import Declaration, trace
+from xpnn.backends.kinds import Kind
+from xpnn.backends.program import DType, Program
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot serve; the message says why, and what to do."""
+
+
+class OutOfRange(IndexError):
+    """A column number outside its range, by row of the canonical array; the public layer words it for the caller."""
+
+    def __init__(self, name: str, row: int, value: int, columns: int) -> None:
+        super().__init__(f"{name}: got {value} in row {row}, expected 0 <= {name} < {columns}")
+        self.name, self.row, self.value, self.columns = name, row, value, columns
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One thing to compute, for arrays of given kinds and dtypes: prepared once, executed often.
+
+    Attributes
+    ----------
+    given
+        Kind and dtype class of each array that will be passed: inputs, and for a backward outputs, saved values, cotangents.
+    static
+        The options that specialise.
+    numbers
+        The run-time options, with values of the right type.
+    wanted
+        The results: outputs, saved values, gradients ("d" + an input's name).
+    library, dtype
+        The arrays' library ("numpy", "torch", ...) and the name of their floating dtype.
+    """
+
+    declaration: Declaration
+    given: dict[str, tuple[type[Kind], DType]]
+    static: dict[str, Any]
+    numbers: dict[str, Any]
+    wanted: tuple[str, ...]
+    library: str
+    dtype: str
+
+    def program(self) -> Program:
+        """The traced program.
+
+        Raises
+        ------
+        SubsetError
+            Where a formula does what cannot be fused.
+        """
+        kinds = {n: k for n, (k, _) in self.given.items()}
+        dtypes = {n: d for n, (_, d) in self.given.items()}
+        return trace(self.declaration, kinds, dtypes, {**self.static, **self.numbers}, self.wanted)
+
+
+class Executable(Protocol):
+    """Computes a task's results from canonical, two-dimensional arrays.
+
+    `out` may hold arrays to write results into; what is returned under those names is then ignored if it is the same
+    array, and copied otherwise. A column number outside its range raises OutOfRange before anything is written.
+    """
+
+    def __call__(
+        self, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
+    ) -> dict[str, Any]: ...
+
+
+class Backend(Protocol):
+    """Where kernels run."""
+
+    name: str
+
+    def prepare(self, job: Task) -> Executable:
+        """Make a task executable.
+
+        Raises
+        ------
+        BackendError
+            Where this backend cannot serve it, with the reason and the remedy.
+        """
+        ...

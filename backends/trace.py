@@ -1,0 +1,330 @@
+"""The symbolic namespace: given to a formula in place of NumPy, it records what the formula does."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from xpnn.backends.program import DType, Extent, Node, Program, Shape
+
+UNARY = {
+    "abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh", "negative": "neg", "isnan": "isnan",
+    "logical_not": "not",
+}  # fmt: skip
+BINARY = {
+    "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "maximum", "minimum": "minimum",
+    "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq", "not_equal": "ne",
+    "logical_and": "and", "logical_or": "or",
+}  # fmt: skip
+_TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
+_TO_FLOAT = {"div", "exp", "log", "sqrt", "tanh"}
+
+
+class SubsetError(TypeError):
+    """A kernel does something that cannot be fused; the message names its file and line."""
+
+
+def _refuse(what: str) -> NoReturn:
+    """Raise for the innermost line that is not this module's: the kernel's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    where = f"{Path(frame.f_code.co_filename)}:{frame.f_lineno}"
+    raise SubsetError(f"{where}: in {frame.f_code.co_name}: {what}, which cannot be fused")
+
+
+class DTypeToken:
+    """The dtype of a traced array; equal to itself alone."""
+
+    def __init__(self, name: DType) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<traced {self.name}>"
+
+
+_DTYPES = {name: DTypeToken(name) for name in ("float", "int", "bool")}  # type: ignore[arg-type]
+
+
+class Trace:
+    """One recording: interns nodes, so that a common subexpression is one node, and unifies extents."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Any, Node] = {}
+        self._same: dict[str, str] = {}
+
+    def node(self, op: str, args: tuple[Node, ...], shape: Shape, dtype: DType, value: Any = None) -> Node:
+        key = (op, args, shape, dtype, type(value), repr(value))
+        if key not in self._nodes:
+            self._nodes[key] = Node(op, args, shape, dtype, value)
+        return self._nodes[key]
+
+    def input(self, name: str, shape: Shape, dtype: DType) -> Array:
+        return Array(self, self.node("input", (), shape, dtype, name))
+
+    def option(self, name: str, value: float | int, off: Any) -> Array:
+        return Option(self, self.node("option", (), (1, 1), "int" if isinstance(value, int) else "float", name), off)
+
+    def program(
+        self, name: str, inputs: dict[str, Any], options: dict[str, Any], outputs: dict[str, Any], index: dict[str, str | None]
+    ) -> Program:
+        """The finished recording, with extents that turned out equal written the same."""
+        renamed: dict[Node, Node] = {}
+
+        def settle(node: Node) -> Node:
+            if node not in renamed:
+                rows, columns = (e if e == 1 else self._root(e) for e in node.shape)
+                value = self._root(node.value) if node.op == "extent" else node.value
+                renamed[node] = Node(node.op, tuple(map(settle, node.args)), (rows, columns), node.dtype, value)
+            return renamed[node]
+
+        stored: dict[str, Node] = {}
+        for key, value in outputs.items():
+            node = settle(self.lift(value).node)
+            if node.is_leaf or node in stored.values():  # an array of its own
+                node = Node("cast", (node,), node.shape, node.dtype)
+            stored[key] = node
+        leaves = [{k: settle(v.node) for k, v in group.items()} for group in (inputs, options)]
+        return Program(name, *leaves, stored, index)
+
+    def lift(self, value: Any) -> Array:
+        if isinstance(value, Array):
+            return value
+        if isinstance(value, bool | int | float):
+            kind: DType = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+            return Array(self, self.node("constant", (), (1, 1), kind, value))
+        _refuse(f"it mixes traced arrays with {type(value).__name__}")
+
+    def apply(self, op: str, *operands: Any, dtype: DType | None = None) -> Array:
+        arrays = [self.lift(o) for o in operands]
+        for a in arrays:
+            if a.node.op == "transpose":
+                _refuse("it uses a transposed array outside matmul")
+        values = arrays[1:] if op == "where" else arrays
+        kinds = {a.node.dtype for a in values}
+        if dtype is None:
+            if op in _TO_BOOL:
+                dtype = "bool"
+            elif op in _TO_FLOAT or "float" in kinds:
+                dtype = "float"
+            else:
+                dtype = "int" if "int" in kinds else "bool"
+        shape = (self._broadcast(a.node.shape[0] for a in arrays), self._broadcast(a.node.shape[1] for a in arrays))
+        if op == "mul" and any(a.node.op == "constant" and a.node.value == 1 for a in arrays) and len(kinds) == 1:
+            return next(a for a in reversed(arrays) if not (a.node.op == "constant" and a.node.value == 1))
+        return Array(self, self.node(op, tuple(a.node for a in arrays), shape, dtype))
+
+    def _broadcast(self, extents: Any) -> Extent:
+        result: Extent = 1
+        for e in extents:
+            if e != 1:
+                result = e if result == 1 else self.unify(result, e)
+        return result
+
+    def _root(self, symbol: str) -> str:
+        while symbol in self._same:
+            symbol = self._same[symbol]
+        return symbol
+
+    def unify(self, a: str, b: str) -> str:
+        """Take two extents to be equal; the caller's arrays are checked against that."""
+        a, b = sorted((self._root(a), self._root(b)), key=lambda symbol: (len(symbol), symbol))
+        if a != b:
+            self._same[b] = a
+        return a
+
+
+class Array:
+    """A traced array: the operators and attributes that formulas may use."""
+
+    def __init__(self, trace: Trace, node: Node) -> None:
+        self.trace, self.node = trace, node
+
+    @property
+    def dtype(self) -> DTypeToken:
+        return _DTYPES[self.node.dtype]
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def shape(self) -> tuple[Any, Any]:
+        def extent(e: Extent) -> Any:
+            return 1 if e == 1 else Array(self.trace, self.trace.node("extent", (), (1, 1), "int", e))
+
+        return extent(self.node.shape[0]), extent(self.node.shape[1])
+
+    @property
+    def T(self) -> Array:
+        if self.node.op == "transpose":
+            return Array(self.trace, self.node.args[0])
+        rows, columns = self.node.shape
+        return Array(self.trace, self.trace.node("transpose", (self.node,), (columns, rows), self.node.dtype))
+
+    def __add__(self, other: Any) -> Array: return self.trace.apply("add", self, other)
+    def __radd__(self, other: Any) -> Array: return self.trace.apply("add", other, self)
+    def __sub__(self, other: Any) -> Array: return self.trace.apply("sub", self, other)
+    def __rsub__(self, other: Any) -> Array: return self.trace.apply("sub", other, self)
+    def __mul__(self, other: Any) -> Array: return self.trace.apply("mul", self, other)
+    def __rmul__(self, other: Any) -> Array: return self.trace.apply("mul", other, self)
+    def __truediv__(self, other: Any) -> Array: return self.trace.apply("div", self, other)
+    def __rtruediv__(self, other: Any) -> Array: return self.trace.apply("div", other, self)
+    def __neg__(self) -> Array: return self.trace.apply("neg", self)
+    def __abs__(self) -> Array: return self.trace.apply("abs", self)
+    def __lt__(self, other: Any) -> Array: return self.trace.apply("lt", self, other)
+    def __le__(self, other: Any) -> Array: return self.trace.apply("le", self, other)
+    def __gt__(self, other: Any) -> Array: return self.trace.apply("gt", self, other)
+    def __ge__(self, other: Any) -> Array: return self.trace.apply("ge", self, other)
+    def __eq__(self, other: Any) -> Any: return self.trace.apply("eq", self, other)
+    def __ne__(self, other: Any) -> Any: return self.trace.apply("ne", self, other)
+    def __and__(self, other: Any) -> Array: return self.trace.apply("and", self, other)
+    def __or__(self, other: Any) -> Array: return self.trace.apply("or", self, other)
+    def __invert__(self) -> Array: return self.trace.apply("not", self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __matmul__(self, other: Any) -> Array:
+        return Namespace(self.trace).matmul(self, other)
+
+    def __pow__(self, exponent: Any) -> Array:
+        if exponent != 2:
+            _refuse(f"it raises to the power {exponent!r} (only 2 is known)")
+        return self * self
+
+    def __bool__(self) -> bool:
+        _refuse("it branches on a value that is known only at run time; use xp.where")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refuse(f"it uses the attribute .{name} of an array")
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        _refuse("it indexes an array; use xp.take_along_axis or xp.where with xp.arange")
+
+    def __iter__(self) -> NoReturn:
+        _refuse("it iterates over an array")
+
+    def __float__(self) -> NoReturn:
+        _refuse("it turns an array into a Python number")
+
+    __int__ = __float__
+    __index__ = __float__
+
+
+class Option(Array):
+    """A run-time number. With a declared off value it is known to differ from that, so the formula may ask."""
+
+    def __init__(self, trace: Trace, node: Node, off: Any) -> None:
+        super().__init__(trace, node)
+        self.off = off
+
+    def __eq__(self, other: Any) -> Any:
+        return False if self.off is not None and type(other) is not Option and other == self.off else super().__eq__(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return True if self.off == 0 else super().__bool__()
+
+
+class Namespace:
+    """What a traced formula knows as `xp`: the part of the array API that can be fused, and nothing else."""
+
+    pi, e, inf, nan = math.pi, math.e, math.inf, math.nan
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def __getattr__(self, name: str) -> Callable[..., Array]:
+        op = UNARY.get(name) or BINARY.get(name)
+        if op is None:
+            _refuse(f"it calls xp.{name}")
+        arity = 1 if name in UNARY else 2
+
+        def call(*operands: Any) -> Array:
+            if len(operands) != arity:
+                _refuse(f"it calls xp.{name} with {len(operands)} arguments (expected {arity})")
+            return self._trace.apply(op, *operands)
+
+        return call
+
+    def where(self, condition: Any, a: Any, b: Any) -> Array:
+        return self._trace.apply("where", condition, a, b)
+
+    def square(self, x: Any) -> Array:
+        return self._trace.apply("mul", x, x)
+
+    def isdtype(self, dtype: Any, kind: str) -> bool:
+        names = {"bool": {"bool"}, "integral": {"int"}, "signed integer": {"int"}, "real floating": {"float"}, "numeric": {"int", "float"}}
+        if not isinstance(dtype, DTypeToken) or kind not in names:
+            _refuse(f"it calls xp.isdtype with {dtype!r}, {kind!r}")
+        return dtype.name in names[kind]
+
+    def astype(self, x: Array, dtype: Any, **unknown: Any) -> Array:
+        if not isinstance(dtype, DTypeToken) or unknown:
+            _refuse("it calls xp.astype with something other than another array's dtype")
+        return x if x.node.dtype == dtype.name else self._trace.apply("cast", x, dtype=dtype.name)
+
+    def arange(self, stop: Any, **unknown: Any) -> Array:
+        node = stop.node if isinstance(stop, Array) else None
+        if node is None or node.op != "extent" or unknown:
+            _refuse("it calls xp.arange with something other than x.shape[-1]")
+        return Array(self._trace, self._trace.node("columns", (), (1, node.value), "int", node.value))
+
+    def sum(self, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Array:
+        if axis in (-1, 1):
+            return self._row_reduction("row_sum", x, axis, keepdims)
+        if axis == 0 and keepdims:
+            return self._over_rows("column_sum", x)
+        if axis is None:
+            across = x if x.node.shape[1] == 1 else self._row_reduction("row_sum", x, -1, True)
+            return self._over_rows("sum_rows", across)
+        _refuse(f"it calls xp.sum with axis={axis!r}, keepdims={keepdims!r}")
+
+    def mean(self, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Array:
+        total = self.sum(x, axis=axis, keepdims=keepdims)
+        rows, columns = x.shape
+        count = columns if axis in (-1, 1) else rows if axis == 0 else rows * columns
+        return total / self._trace.lift(count)
+
+    def max(self, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Array:
+        return self._row_reduction("row_max", x, axis, keepdims)
+
+    def take_along_axis(self, x: Array, index: Array, *, axis: int = -1) -> Array:
+        """One value of each row; NaN where the index lies outside."""
+        if axis not in (-1, 1) or index.node.shape[1] != 1 or index.node.dtype != "int":
+            _refuse("it calls xp.take_along_axis with something other than one column number per row")
+        rows = self._trace._broadcast([x.node.shape[0], index.node.shape[0]])
+        return Array(self._trace, self._trace.node("gather", (x.node, index.node), (rows, 1), x.node.dtype))
+
+    def take(self, x: Array, index: Array, *, axis: int = -1) -> Array:
+        """A column's value for each row, such as the weight of its class; NaN where the index lies outside."""
+        if x.node.shape[0] != 1:
+            _refuse("it calls xp.take on something other than a Column")
+        return self.take_along_axis(x, index, axis=axis)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        inner, other = a.node.shape[1], b.node.shape[0]
+        if inner == 1 or other == 1 or a.node.shape[0] == 1 or b.node.shape[1] == 1:
+            _refuse("it calls xp.matmul with something other than two Full or Matrix arrays")
+        self._trace.unify(inner, other)
+        shape = (a.node.shape[0], b.node.shape[1])
+        return Array(self._trace, self._trace.node("matmul", (a.node, b.node), shape, "float"))
+
+    def _row_reduction(self, op: str, x: Array, axis: int | None, keepdims: bool) -> Array:
+        if axis not in (-1, 1) or not keepdims:
+            _refuse(f"it reduces with axis={axis!r}, keepdims={keepdims!r} (only axis=-1, keepdims=True is known)")
+        dtype: DType = "int" if x.node.dtype == "bool" else x.node.dtype
+        return Array(self._trace, self._trace.node(op, (x.node,), (x.node.shape[0], 1), dtype))
+
+    def _over_rows(self, op: str, x: Array) -> Array:
+        shape: Shape = (1, x.node.shape[1])
+        return Array(self._trace, self._trace.node(op, (x.node,), shape, x.node.dtype))

@@ -1,0 +1,97 @@
+"""Activations, with the derivatives of the notes' table."""
+
+from xpnn.backends.kernel import kernel
+
+
+@kernel
+def sigmoid(xp, x):
+    """The logistic function, 1 / (1 + e⁻ˣ), in (0, 1).
+
+    Written with e = exp(−|x|), which never overflows: 1 / (1 + e) for x ≥ 0, and e / (1 + e), the same number, below.
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Examples
+    --------
+    >>> import xpnn
+    >>> xpnn.sigmoid([-1000.0, 0.0, 1000.0])
+    array([0. , 0.5, 1. ])
+    """
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@sigmoid.backward
+def sigmoid_backward(xp, dy, y):
+    """g′ = g (1 − g), at most 1/4: ten saturated layers shrink a gradient a million times."""
+    return dy * (y * (1.0 - y))
+
+
+@kernel
+def tanh(xp, x):
+    """The hyperbolic tangent, (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ), zero-centred, in (−1, 1).
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Examples
+    --------
+    >>> import xpnn
+    >>> xpnn.tanh([-1000.0, 0.0, 1000.0])
+    array([-1.,  0.,  1.])
+    """
+    return xp.tanh(x)
+
+
+@tanh.backward
+def tanh_backward(xp, dy, y):
+    """g′ = 1 − g², written (1 − g)(1 + g): exact where 1 − g² would cancel near |g| = 1."""
+    return dy * ((1.0 - y) * (1.0 + y))
+
+
+@kernel
+def relu(xp, x):
+    """max(0, x); NaN stays NaN.
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Examples
+    --------
+    >>> import xpnn
+    >>> xpnn.relu([-1.0, 0.0, 2.0])
+    array([0., 0., 2.])
+    """
+    return xp.where(x <= 0, 0.0, x)
+
+
+@relu.backward
+def relu_backward(xp, dy, y):
+    """g′ = 1·(x > 0), with g′(0) = 0, PyTorch's choice of sub-gradient.
+
+    The notes print 1·(x > 0)·x, which is a slip: the slope of x ↦ x is 1. The output serves as the cache, since y > 0
+    exactly where x > 0.
+    """
+    return xp.where(y <= 0, 0.0, dy)

@@ -1,0 +1,25 @@
+"""xpnn: neural-network kernels, forward and backward, written once, run composed or fused.
+
+>>> import numpy as np, xpnn
+>>> xpnn.softmax(np.array([[0.0, 0.0]]))
+array([[0.5, 0.5]])
+"""
+
+from xpnn import testing
+from xpnn.backends.choice import set_backend, use_backend
+from xpnn.backends.kernel import Kernel, kernel
+from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.task import BackendError
+from xpnn.backends.trace import SubsetError
+from xpnn.kernels import (
+    cross_entropy, cross_entropy_probs, linear, log, log_softmax, logsumexp, relu, sigmoid, softmax, softmax_cross_entropy,
+    softmax_jacobian, tanh,
+)  # fmt: skip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError", "cross_entropy",
+    "cross_entropy_probs", "kernel", "linear", "log", "log_softmax", "logsumexp", "relu", "set_backend", "sigmoid", "softmax",
+    "softmax_cross_entropy", "softmax_jacobian", "tanh", "testing", "use_backend",
+]  # fmt: skip
