@@ -162,9 +162,6 @@ def _shapes_by_trial(job: Task) -> dict[str, Shape]:
         if kind not in extents:
             raise BackendError(f"kernel {job.declaration.name} uses a {kind.__name__} and leaves the subset that can be traced")
         values[name] = np.ones(extents[kind], {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype])
-    for name in job.declaration.cotangents():
-        if not any(n in values for n in job.declaration.cotangents()) and any(n in job.declaration.gradients() for n in job.wanted):
-            values[name] = 1.0
     with np.errstate(all="ignore"):
         results = evaluate(job.declaration, Shim(np, "cpu"), values, {**job.static, **job.numbers}, job.wanted)
     symbols: dict[int, Any] = {3: "R", 5: "C", 1: 1}
@@ -385,6 +382,8 @@ def _collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
             a = xp.astype(a, dtype)
         canonical[n] = fr.canonical(xp, a, kinds[n])
         given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
+    if d.check is not None:
+        d.check(kinds, bound.options)
     if not aware(kernel) and lib == "numpy":
         fr, canonical = _keep_strides(fr, raw, canonical, dtype)
     return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
@@ -565,77 +564,56 @@ def value_and_grad(
 # --- the fast path: positional, contiguous NumPy arrays, seen before -------------------------------------------------------
 
 
-def key(direction: str, args: tuple[Any, ...]) -> Any:
-    """What the fast path is chosen by; None where an argument is not a plain NumPy array."""
-    try:
-        if len(args) == 1:
-            (a,) = args
-            return direction, choice.state(), type(a), a.dtype, a.ndim
-        return direction, choice.state(), *[(type(a), a.dtype, a.ndim) for a in args]
-    except AttributeError:
-        return None
-
-
 def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...]) -> None:
-    """Store a short way for calls like this one, where there is one."""
-    ready = call.prepared(wanted)
+    """Store a short way for calls like this one, where there is one.
+
+    It is a function of the arrays, written for their number, kinds and dimensions; it returns None where anything is not
+    as it was when it was made, and the call then takes the long way, which also words the errors.
+    """
+    ready, fr = call.prepared(wanted), call.frame
     compiled = getattr(ready.execute, "compiled", None)
-    plain = all(type(a) is np.ndarray and a.dtype == call.canonical[n].dtype for n, a in zip(call.raw, args, strict=False))
-    kinds = [kind for kind, _ in call.given.values()]
-    if compiled is None or not plain or len(args) != len(call.raw) or kinds[0] is not Full or not set(kinds) <= {Full, Index}:
+    kinds = {n: kind for n, (kind, _) in call.given.items()}
+    if compiled is None or len(args) != len(call.raw) or not all(type(a) is np.ndarray and a.ndim for a in args[:1]):
         return
     e = compiled.emitted
-    if list(e.inputs) != list(call.raw) or set(e.outputs) != set(wanted) or call.frame.axis not in (None, len(call.frame.shape) - 1):
+    known = all(type(a) is np.ndarray and kinds[n] in (Full, Index) and a.dtype == call.canonical[n].dtype for n, a in zip(kinds, args, strict=True))
+    results = {n: ready.shapes[n] for n in e.outputs}
+    plain = set(results.values()) <= {("R", "C"), ("R", 1), (1, 1)} and fr.axis in (None, len(fr.shape) - 1)
+    ambiguous = Index in kinds.values() and len(fr.shape) > 2
+    if not known or not plain or ambiguous or tuple(e.inputs) != tuple(kinds) or set(wanted) != set(results):
         return
-    flat = call.frame.axis is None
-    shapes = [ready.shapes[n] for n in e.outputs]
-    if any(s not in {("R", "C"), ("R", 1), (1, 1)} for s in shapes) or not all(a.ndim for a in args):
-        return
-    if len(call.frame.shape) > 2 and Index in kinds:
-        return
-    values = tuple(call.options[n] for n in e.numbers)
-    run, work, dtype, entry = compiled.direct, e.work, call.dtype, compiled.call
-    limit = compiled.serial_below
-    empty = np.empty
 
-    def fast(first: Any, *rest: Any) -> Any:
-        shape = first.shape
-        columns = shape[-1]
-        size = first.size
-        if not size or not first.flags.c_contiguous:
-            return None
-        if flat:
-            rows, columns = 1, size
-        else:
-            rows = size // columns
-        arrays = [first if first.ndim == 2 and not flat else first.reshape(rows, columns)]
-        for a, kind in zip(rest, kinds[1:], strict=True):
-            if not a.flags.c_contiguous or a.shape != (shape if kind is Full else shape[:-1]):
-                return None
-            arrays.append(a.reshape(rows, columns if kind is Full else 1))
-        results = [empty((rows, columns) if s == ("R", "C") else (rows, 1) if s == ("R", 1) else (1, 1), dtype) for s in shapes]
-        if size < limit:
-            outside = entry(0, 1, *arrays, *results, *values)
-        else:
-            outside = run(size, *arrays, *results, *values)
-        if outside >= 0:
-            return None
-        named = dict(zip(e.outputs, results, strict=True))
-        for n, s in zip(e.outputs, shapes, strict=True):
-            r = named[n]
-            if s == (1, 1) and n in call.kernel.declaration.outputs:
-                named[n] = r[0, 0]
-            elif s == ("R", 1):
-                named[n] = r.reshape(shape[:-1])[()]
-            elif r.shape != shape:
-                named[n] = r.reshape(shape)
-        if direction == "forward":
-            return named[wanted[0]] if len(wanted) == 1 else tuple(named[n] for n in wanted)
-        return named[wanted[0]], named[wanted[1]]
-
-    if direction == "value_and_grad" and len(wanted) != 2:
-        return
-    call.kernel._fast[key(direction, args)] = fast
+    first = next(iter(kinds))
+    two_dimensional = len(fr.shape) == 2 and fr.axis is not None
+    lines = [f"def fast({', '.join(kinds)}):", f"    shape = {first}.shape", f"    size = {first}.size"]
+    lines.append(f"    if not size or not {first}.flags.c_contiguous: return None")
+    if fr.axis is None:
+        lines.append("    rows, columns = 1, size")
+    else:
+        lines += ["    columns = shape[-1]", "    rows = size // columns"]
+    passed = []
+    for n, kind in kinds.items():
+        if n != first:
+            fits = "shape" if kind is Full else "shape[:-1]"
+            lines.append(f"    if type({n}) is not ndarray or {n}.dtype is not {n}_dtype or {n}.shape != {fits}: return None")
+            lines.append(f"    if not {n}.flags.c_contiguous: return None")
+        view = f"{n}.reshape(rows, {'columns' if kind is Full else '1'})"
+        passed.append(n if kind is Full and two_dimensional else view)
+    for n, shape in results.items():
+        extents = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}[shape]  # type: ignore[index]
+        lines.append(f"    {n} = empty({extents}, dtype)")
+        passed.append(n)
+    passed += [f"{n}_value" for n in e.numbers]
+    lines.append(f"    if size < limit: outside = entry(0, 1, {', '.join(passed)})")
+    lines.append(f"    else: outside = run(size, {', '.join(passed)})")
+    lines.append("    if outside >= 0: return None")
+    back = {("R", "C"): "" if two_dimensional else ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]", (1, 1): "[0, 0]"}
+    lines.append(f"    return {', '.join(n + back[results[n]] for n in wanted)}")  # type: ignore[index]
+    scope = {f"{n}_dtype": a.dtype for n, a in zip(kinds, args, strict=True)} | {f"{n}_value": call.options[n] for n in e.numbers}
+    scope |= {"ndarray": np.ndarray, "empty": np.empty, "dtype": call.dtype, "limit": compiled.serial_below}
+    scope |= {"entry": compiled.call, "run": compiled.direct}
+    exec("\n".join(lines), scope)
+    call.kernel._fast[direction, *choice.state(), args[0].dtype, args[0].ndim, len(args)] = scope["fast"]
 
 
 # --- looking inside ---------------------------------------------------------------------------------------------------------

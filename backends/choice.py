@@ -13,8 +13,8 @@ from xpnn.backends.task import Backend
 
 NAMES = ("auto", "numpy", "numba", "array-api")
 _loaded: dict[str, Backend] = {}
-_context: ContextVar[str | None] = ContextVar("xpnn_backend", default=None)
-_process: str = os.environ.get("XPNN_BACKEND") or "auto"
+context: ContextVar[str | None] = ContextVar("xpnn_backend", default=None)
+process: str = os.environ.get("XPNN_BACKEND") or "auto"
 
 
 def _known(name: object) -> str:
@@ -25,12 +25,12 @@ def _known(name: object) -> str:
 
 def current() -> str:
     """The name of the backend in force, "auto" among them."""
-    return _known(_context.get() or _process)
+    return _known(context.get() or process)
 
 
 def state() -> tuple[str | None, str]:
     """What `current` depends on, as a cheap key."""
-    return _context.get(), _process
+    return context.get(), process
 
 
 @contextlib.contextmanager
@@ -55,11 +55,11 @@ def use_backend(name: str) -> Iterator[None]:
     ...     xpnn.relu([-1.0, 2.0])
     array([0., 2.])
     """
-    token = _context.set(_known(name))
+    token = context.set(_known(name))
     try:
         yield
     finally:
-        _context.reset(token)
+        context.reset(token)
 
 
 def set_backend(name: str) -> None:
@@ -75,8 +75,8 @@ def set_backend(name: str) -> None:
     >>> import xpnn
     >>> xpnn.set_backend("auto")
     """
-    global _process
-    _process = _known(name)
+    global process
+    process = _known(name)
 
 
 def backend(name: str) -> Backend:

@@ -44,6 +44,7 @@ class Declaration:
     default_wrt: tuple[str, ...] | None
     domain: dict[str, str]
     variants: tuple[dict[str, Any], ...]
+    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = None
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -64,6 +65,7 @@ def parse(
     wrt: tuple[str, ...] | None,
     domain: Mapping[str, str],
     variants: tuple[dict[str, Any], ...],
+    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None,
 ) -> Declaration:
     """Read a forward formula's signature.
 
@@ -100,7 +102,7 @@ def parse(
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:
         raise TypeError(f"kernel {name}: the names {sorted(twice)} stand for two things")
-    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants)
+    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check)
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:
@@ -123,7 +125,8 @@ def evaluate(
 
     `values` holds inputs and, where the caller has them, outputs, saved values and cotangents; `wanted` names outputs,
     saved values and gradients. Every direction is this one function: forward asks for the outputs, backward gives the
-    cotangent and asks for gradients, and asking for both at once is the fused pass.
+    cotangent and asks for gradients, and asking for both without one is the fused pass of a kernel whose result is one
+    number: its cotangent is 1.
     """
     d = declaration
     env = dict(values)
@@ -143,6 +146,8 @@ def evaluate(
             env.setdefault(name, value)
     if backward:
         assert d.backward is not None
+        if not any(n in env for n in d.cotangents()):
+            env[d.cotangents()[0]] = 1.0
         arguments = {n: options[n] if n in d.options else env.get(n) for n in d.backward_parameters}
         result = d.backward(xp, **arguments)
         if not isinstance(result, tuple):
@@ -176,18 +181,18 @@ def trace(
 ) -> Program:
     """Record the program that makes some results from given values.
 
-    `kinds` and `dtypes` describe the values given (inputs, outputs, saved, cotangents). A cotangent that is not given but
-    needed is 1: that is the fused pass of a kernel whose output is one number.
+    `kinds` and `dtypes` describe the values given: inputs, outputs, saved values, cotangents.
     """
     d = declaration
     recording = Trace()
     owner = {"d" + name: name for name in d.outputs}  # a cotangent has its output's extents
     inputs = {n: recording.input(n, _shape(owner.get(n, n), kinds[n]), dtypes[n]) for n in kinds}
+    if not any(Matrix in i.kinds for i in d.inputs.values()):  # without products there is one number of columns
+        for array in inputs.values():
+            if array.node.shape[1] != 1:
+                recording.unify("C", str(array.node.shape[1]))
     numbers = {n: recording.option(n, v, d.off.get(n)) for n, v in options.items() if is_dynamic(d, n, v)}
-    values: dict[str, Any] = dict(inputs)
-    if any(n in d.gradients() for n in wanted) and not any(n in values for n in d.cotangents()):
-        values[d.cotangents()[0]] = 1.0
-    results = evaluate(d, Namespace(recording), values, {**options, **numbers}, wanted)
+    results = evaluate(d, Namespace(recording), inputs, {**options, **numbers}, wanted)
     for name, value in results.items():
         source = d.gradients().get(name)
         if value is not None and source is not None:

@@ -15,6 +15,7 @@ from xpnn.backends.task import Task
 from xpnn.backends.trace import SubsetError
 
 registry: dict[str, Kernel] = {}
+_context = choice.context.get
 
 
 class Kernel:
@@ -73,13 +74,18 @@ class Kernel:
         return inspect.Signature(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs:
-            fast = self._fast.get(call.key("forward", args))
-            if fast is not None:
-                result = fast(*args)
-                if result is not None:
-                    return result
+        if not kwargs and (fast := self._short_way("forward", args)) is not None:
+            result = fast(*args)
+            if result is not None:
+                return result
         return call.forward(self, args, kwargs)
+
+    def _short_way(self, direction: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        try:
+            first = args[0]
+            return self._fast.get((direction, _context(), choice.process, first.dtype, first.ndim, len(args)))
+        except (AttributeError, IndexError, TypeError):
+            return None
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.
@@ -130,12 +136,10 @@ class Kernel:
         >>> dlogits
         array([[-0.5,  0.5]])
         """
-        if wrt is None and not kwargs:
-            fast = self._fast.get(call.key("value_and_grad", args))
-            if fast is not None:
-                result = fast(*args)
-                if result is not None:
-                    return result  # type: ignore[no-any-return]
+        if wrt is None and not kwargs and (fast := self._short_way("value_and_grad", args)) is not None:
+            result = fast(*args)
+            if result is not None:
+                return result  # type: ignore[no-any-return]
         return call.value_and_grad(self, args, kwargs, wrt)
 
     @property
@@ -227,6 +231,7 @@ def kernel(
     wrt: tuple[str, ...] | None = ...,
     domain: Mapping[str, str] = ...,
     variants: tuple[dict[str, Any], ...] = ...,
+    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -237,6 +242,7 @@ def kernel(
     wrt: tuple[str, ...] | None = None,
     domain: Mapping[str, str] | None = None,
     variants: tuple[dict[str, Any], ...] = ({},),
+    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = None,
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -256,6 +262,8 @@ def kernel(
         For checks and benchmarks: what samples an input takes, "real" (default), "positive" or "simplex".
     variants
         For checks: sets of options to go through.
+    check
+        A function of the inputs' kinds and the options that raises for options that make no sense.
 
     Raises
     ------
@@ -279,7 +287,7 @@ def kernel(
 
     def decorate(f: Formula) -> Kernel:
         made = Kernel(
-            declare.parse(f, outputs=outputs, saved=saved, off=off or {}, wrt=wrt, domain=domain or {}, variants=variants)
+            declare.parse(f, outputs=outputs, saved=saved, off=off or {}, wrt=wrt, domain=domain or {}, variants=variants, check=check)
         )
         registry[made.__name__] = made
         return made

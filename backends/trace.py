@@ -285,6 +285,8 @@ class Namespace:
         if axis == 0 and keepdims:
             return self._over_rows("column_sum", x)
         if axis is None:
+            if x.node.shape[0] == 1 and x.node.shape[1] != 1:
+                _refuse("it sums a Column with axis=None; use axis=-1, keepdims=True")
             across = x if x.node.shape[1] == 1 else self._row_reduction("row_sum", x, -1, True)
             return self._over_rows("sum_rows", across)
         _refuse(f"it calls xp.sum with axis={axis!r}, keepdims={keepdims!r}")
@@ -322,9 +324,13 @@ class Namespace:
     def _row_reduction(self, op: str, x: Array, axis: int | None, keepdims: bool) -> Array:
         if axis not in (-1, 1) or not keepdims:
             _refuse(f"it reduces with axis={axis!r}, keepdims={keepdims!r} (only axis=-1, keepdims=True is known)")
-        dtype: DType = "int" if x.node.dtype == "bool" else x.node.dtype
-        return Array(self._trace, self._trace.node(op, (x.node,), (x.node.shape[0], 1), dtype))
+        if x.node.dtype != "float":
+            _refuse("it reduces something other than floats; convert with xp.astype first")
+        rows = "R" if x.node.shape[0] == 1 else x.node.shape[0]  # a Column's sum is found for each row anew
+        return Array(self._trace, self._trace.node(op, (x.node,), (rows, 1), "float"))
 
     def _over_rows(self, op: str, x: Array) -> Array:
+        if x.node.dtype != "float":
+            _refuse("it sums something other than floats; convert with xp.astype first")
         shape: Shape = (1, x.node.shape[1])
         return Array(self._trace, self._trace.node(op, (x.node,), shape, x.node.dtype))

@@ -42,8 +42,18 @@ def cross_entropy_probs_backward(xp, dy, probs, target):
     return dy * xp.where(target == 0, 0.0, -target / probs), -dy * xp.log(probs)
 
 
+def check_options(kinds, options):
+    """What the options of a loss must be, given the kinds of its inputs."""
+    reduction, ignore_index = options["reduction"], options["ignore_index"]
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
+    if kinds["target"] is Full and ignore_index >= 0:
+        raise ValueError(f"cross_entropy: ignore_index: got {ignore_index}, expected none with probability targets")
+
+
 @kernel(
     outputs=("loss",),
+    check=check_options,
     saved=("m", "s"),
     off={"label_smoothing": 0.0},
     wrt=("logits",),
@@ -103,8 +113,6 @@ def cross_entropy(
     >>> round(float(xpnn.cross_entropy(logits, np.array([0, 0]))), 4)
     1.1269
     """
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
     m = xp.max(logits, axis=-1, keepdims=True)
     s = xp.sum(xp.exp(logits - m), axis=-1, keepdims=True)
     log_s = xp.log(s)
@@ -165,8 +173,6 @@ def row_weights(xp, logits, target, weight, ignore_index):
     For probabilities there is nothing to ignore: (None, None, number of rows).
     """
     if not xp.isdtype(target.dtype, "integral"):
-        if ignore_index is not None and ignore_index >= 0:
-            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index}, expected none for probability targets")
         return None, None, logits.shape[0]
     valid = target != ignore_index
     if weight is None:
