@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
     raise TypeError(wrong(kernel, name, f"dtype {dtype}", "real numbers"))
 
 
+@functools.cache
 def dtype_name(dtype: Any) -> str:
     """"float32" for any library's float32."""
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]

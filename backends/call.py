@@ -261,7 +261,7 @@ class Call:
         return {n: self._settled(n, results[n], ready.shapes[n], expected[n], out.get(n)) for n in wanted if n in results}
 
     def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
-        source = self.kernel.declaration.gradients().get(name)
+        source = self.kernel.declaration.gradients.get(name)
         if source in self.raw:
             return tuple(self.raw[source].shape)
         return self.frame.result_shape(shape, canonical)
@@ -269,7 +269,7 @@ class Call:
     def _settled(self, name: str, value: Any, shape: Shape, expected: tuple[int, ...], out: Any) -> Any:
         """A result in the caller's shape and dtype, in `out` if there is one."""
         xp = self.xp
-        source = self.kernel.declaration.gradients().get(name)
+        source = self.kernel.declaration.gradients.get(name)
         value = xp.broadcast_to(value, expected) if tuple(np.shape(value)) != expected else value
         target = self.public_shape(name, shape, expected)
         value = self.frame.restore(xp, value, shape)
@@ -313,7 +313,7 @@ class Call:
                 raise TypeError(wrong(self.what, label, f"a {self.lib} array", f"None: {self.lib} arrays cannot be written"))
             if name not in shapes:
                 raise TypeError(wrong(self.what, label, "an array", f"None: there is no {name}"))
-            source = self.kernel.declaration.gradients().get(name)
+            source = self.kernel.declaration.gradients.get(name)
             dtype = self.raw[source].dtype if source in self.raw else self.dtype
             if tuple(o.shape) != shapes[name]:
                 raise ValueError(wrong(self.what, label, f"shape {tuple(o.shape)}", f"{shapes[name]}"))
@@ -422,8 +422,8 @@ def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     _require(what, d, bound, tuple(d.inputs))
     call = _collect(kernel, what, bound, {})
     results = call.run(d.outputs, _outs(what, d.outputs, bound.out))
-    if not kwargs:
-        remember(call, "forward", args, d.outputs)
+    if set(kwargs) <= {"out"}:
+        remember(call, "forward", args, d.outputs, d.outputs)
     return _single(tuple(results[n] for n in d.outputs))
 
 
@@ -554,8 +554,8 @@ def value_and_grad(
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
     results = call.run((*d.outputs, *gradients), _outs(what, gradients, bound.out))
-    if not kwargs and wrt is None:
-        remember(call, "value_and_grad", args, (*d.outputs, *gradients))
+    if set(kwargs) <= {"out"} and wrt is None:
+        remember(call, "value_and_grad", args, (*d.outputs, *gradients), gradients)
     single = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return _single(tuple(results[n] for n in d.outputs)), found[0] if single else found
@@ -564,7 +564,7 @@ def value_and_grad(
 # --- the fast path: positional, contiguous NumPy arrays, seen before -------------------------------------------------------
 
 
-def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...]) -> None:
+def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]) -> None:
     """Store a short way for calls like this one, where there is one.
 
     It is a function of the arrays, written for their number, kinds and dimensions; it returns None where anything is not
@@ -585,7 +585,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
 
     first = next(iter(kinds))
     two_dimensional = len(fr.shape) == 2 and fr.axis is not None
-    lines = [f"def fast({', '.join(kinds)}):", f"    shape = {first}.shape", f"    size = {first}.size"]
+    lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape = {first}.shape", f"    size = {first}.size"]
     lines.append(f"    if not size or not {first}.flags.c_contiguous: return None")
     if fr.axis is None:
         lines.append("    rows, columns = 1, size")
@@ -601,15 +601,31 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         passed.append(n if kind is Full and two_dimensional else view)
     for n, shape in results.items():
         extents = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}[shape]  # type: ignore[index]
-        lines.append(f"    {n} = empty({extents}, dtype)")
+        if given_out == (n,) and shape == ("R", "C"):
+            free = f"{first} is out" if (n, first) not in e.unsafe else "False"
+            lines += [f"    if out is None: {n} = empty({extents}, dtype)", "    else:"]
+            lines.append("        if type(out) is not ndarray or out.dtype is not dtype or out.shape != shape: return None")
+            lines.append("        if not out.flags.c_contiguous or not out.flags.writeable: return None")
+            lines.append(f"        if {' or '.join(f'may_share_memory(out, {k})' for k in kinds)}:")
+            lines.append(f"            if not ({free}): return None")
+            lines.append(f"        {n} = out.reshape({extents})")
+        else:
+            lines.append(f"    {n} = empty({extents}, dtype)")
         passed.append(n)
+    if len(given_out) != 1 or results[given_out[0]] != ("R", "C"):
+        lines.insert(1, "    if out is not None: return None")
     passed += [f"{n}_value" for n in e.numbers]
     lines.append(f"    if size < limit: outside = entry(0, 1, {', '.join(passed)})")
     lines.append(f"    else: outside = run(size, {', '.join(passed)})")
     lines.append("    if outside >= 0: return None")
     back = {("R", "C"): "" if two_dimensional else ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]", (1, 1): "[0, 0]"}
-    lines.append(f"    return {', '.join(n + back[results[n]] for n in wanted)}")  # type: ignore[index]
+    values = {n: n + back[results[n]] for n in wanted}  # type: ignore[index]
+    for n in given_out:
+        if results[n] == ("R", "C"):
+            lines.append(f"    if out is not None: return {', '.join('out' if k == n else v for k, v in values.items())}")
+    lines.append(f"    return {', '.join(values.values())}")
     scope = {f"{n}_dtype": a.dtype for n, a in zip(kinds, args, strict=True)} | {f"{n}_value": call.options[n] for n in e.numbers}
+    scope |= {"may_share_memory": np.may_share_memory}
     scope |= {"ndarray": np.ndarray, "empty": np.empty, "dtype": call.dtype, "limit": compiled.serial_below}
     scope |= {"entry": compiled.call, "run": compiled.direct}
     exec("\n".join(lines), scope)

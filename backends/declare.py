@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ class Input:
         return next((k for k in self.kinds if k is not Index), Index)
 
 
-@dataclass
+@dataclass(eq=False)
 class Declaration:
     """A kernel's formulas and the roles of their parameters."""
 
@@ -51,8 +52,9 @@ class Declaration:
     def cotangents(self) -> tuple[str, ...]:
         return tuple("d" + name for name in self.outputs)
 
+    @functools.cached_property
     def gradients(self) -> dict[str, str]:
-        """The name of each input's gradient."""
+        """The input that each gradient belongs to."""
         return {"d" + name: name for name in self.inputs}
 
 
@@ -131,7 +133,7 @@ def evaluate(
     d = declaration
     env = dict(values)
     made = (*d.outputs, *d.saved)
-    gradients = d.gradients()
+    gradients = d.gradients
     needed = {n for n in wanted if n in made}
     backward = [n for n in wanted if n in gradients]
     if backward:
@@ -194,7 +196,7 @@ def trace(
     numbers = {n: recording.option(n, v, d.off.get(n)) for n, v in options.items() if is_dynamic(d, n, v)}
     results = evaluate(d, Namespace(recording), inputs, {**options, **numbers}, wanted)
     for name, value in results.items():
-        source = d.gradients().get(name)
+        source = d.gradients.get(name)
         if value is not None and source is not None:
             like = inputs[source] if source in inputs else recording.input(source, _shape(source, d.inputs[source].kind("float")), "float")
             results[name] = _as_wide(recording, d, name, recording.lift(value), like)

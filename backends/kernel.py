@@ -15,6 +15,7 @@ from xpnn.backends.task import Task
 from xpnn.backends.trace import SubsetError
 
 registry: dict[str, Kernel] = {}
+_OUT = {"out"}
 _context = choice.context.get
 
 
@@ -74,8 +75,8 @@ class Kernel:
         return inspect.Signature(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and (fast := self._short_way("forward", args)) is not None:
-            result = fast(*args)
+        if (fast := self._short_way("forward", args)) is not None and (not kwargs or kwargs.keys() == _OUT):
+            result = fast(*args, **kwargs)
             if result is not None:
                 return result
         return call.forward(self, args, kwargs)
@@ -136,8 +137,9 @@ class Kernel:
         >>> dlogits
         array([[-0.5,  0.5]])
         """
-        if wrt is None and not kwargs and (fast := self._short_way("value_and_grad", args)) is not None:
-            result = fast(*args)
+        fast = self._short_way("value_and_grad", args)
+        if fast is not None and wrt is None and (not kwargs or kwargs.keys() == _OUT):
+            result = fast(*args, **kwargs)
             if result is not None:
                 return result  # type: ignore[no-any-return]
         return call.value_and_grad(self, args, kwargs, wrt)

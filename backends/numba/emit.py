@@ -19,7 +19,7 @@ from typing import Any
 from xpnn.backends.program import GRID_REDUCTIONS, ROW_REDUCTIONS, Node, Program, Stage, stages, walk, within_pass
 
 CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
-BLOCK = 32768  # elements that one block holds at least
+BLOCK = 4096  # elements that one block holds, or one row
 DEAR = {"exp", "log", "tanh"}
 SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
 
@@ -344,7 +344,7 @@ class _StageWriter(_Writer):
             lines += more
             values[self.scalar_name(n)] = text
         if self.is_map:
-            lines += [f"block = {BLOCK // 2}", f"blocks = {rows} * (({columns} + block - 1) // block)"]
+            lines += [f"block = {4 * BLOCK}", f"blocks = {rows} * (({columns} + block - 1) // block)"]
         elif any(s.op == "column_sum" for s in self.stage.sums):
             lines += [f"block = min(256, max(16, {rows} // 64))", f"blocks = ({rows} + block - 1) // block"]
         else:

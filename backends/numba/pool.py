@@ -8,6 +8,7 @@ thread in children forked from a process that had started a layer other than tbb
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from typing import Any
@@ -39,6 +40,7 @@ def runner() -> int:
             if not _address:
                 from xpnn.backends.numba import cache, launch
 
+                _find_tbb()
                 run = cache.load("runner", launch.RUNNER).run
                 (compiled,) = run.overloads.values()
                 run(0, 0, 0, 0)  # starts the threads: prange over none of them
@@ -47,6 +49,16 @@ def runner() -> int:
                 _layer = numba.threading_layer()
                 _address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     return _address
+
+
+def _find_tbb() -> None:
+    """Load the tbb package's library, which lies where Numba's own import does not look."""
+    from importlib import metadata
+
+    with contextlib.suppress(metadata.PackageNotFoundError, OSError):
+        for file in metadata.files("tbb") or ():
+            if file.name in ("libtbb.so.12", "tbb12.dll"):
+                ctypes.CDLL(str(file.locate()))
 
 
 def guard() -> Any:
