@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import array_api_compat
 import numpy as np
@@ -219,6 +219,13 @@ def prepare(kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tu
     return found  # type: ignore[no-any-return]
 
 
+class Forgotten(NamedTuple):
+    """What is left of an input that a pullback does not need."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
 @dataclass
 class Call:
     """Accepted arrays in canonical form, and the frame to take results back."""
@@ -323,6 +330,8 @@ class Call:
                 if not o.flags.writeable:
                     raise ValueError(wrong(self.what, label, "a read-only array", "one that can be written"))
                 for other, a in (*self.raw.items(), *taken):
+                    if isinstance(a, Forgotten):
+                        continue
                     same = _same_memory(o, a) and other in self.raw
                     if not same and np.shares_memory(o, a):
                         raise ValueError(wrong(self.what, label, f"memory that overlaps {other}", "memory of its own, or exactly one input's"))
@@ -459,29 +468,36 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     wanted = (*d.outputs, *(n for n in keep if n not in d.outputs))
     results = call.run(wanted, _outs(what, d.outputs, bound.out))
     saved = {n: call.frame.canonical(call.xp, call.xp.asarray(results[n]), roles[n]) for n in keep}
+    kept_given = {n: g for n, g in call.given.items() if n in reads or d.inputs[n].optional}
+    kept_canonical = {n: call.canonical[n] for n in kept_given}
+    kept_raw = {n: a if n in kept_given else Forgotten(tuple(a.shape), a.dtype) for n, a in call.raw.items()}
+    passed = tuple(call.raw)
+    shapes_out = {n: tuple(np.shape(results[n])) for n in d.outputs}
+    value = _single(tuple(results[n] for n in d.outputs))
+    del results  # what the pullback does not need is not kept alive by it
+    call = Call(kernel, what, call.xp, call.lib, call.dtype, {}, {}, call.frame, {}, call.options)
 
     def pullback(*dy: Any, out: Any = None) -> Any:
         """The gradients for cotangents of the outputs."""
         label = f"{what} pullback"
         if len(dy) != len(d.outputs):
             raise TypeError(f"{label}: takes {len(d.outputs)} cotangents, got {len(dy)}")
-        given = {n: v for n, v in call.given.items() if n in reads or v[0] is Full or v[0] is Matrix}
-        raw, canonical = dict(call.raw), {n: call.canonical[n] for n in given}
+        given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)
         for name, value in zip(d.outputs, dy, strict=True):
             if value is None:
                 continue
             array = accept(label, "d" + name, value, call.lib)
-            if tuple(array.shape) != tuple(results[name].shape):
-                raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{tuple(results[name].shape)}"))
+            if tuple(array.shape) != shapes_out[name]:
+                raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{shapes_out[name]}"))
             array = array if array.dtype == call.dtype else call.xp.astype(array, call.dtype)
             given["d" + name], canonical["d" + name] = cotangents["d" + name], call.frame.canonical(call.xp, array, roles[name])
             raw["d" + name] = array
         canonical |= saved
         given |= {n: (roles[n], "float") for n in saved}
         back = Call(kernel, label, call.xp, call.lib, call.dtype, raw, given, call.frame, canonical, call.options)
-        return _gradients(back, tuple(n for n in d.inputs if n in call.raw), out)
+        return _gradients(back, passed, out)
 
-    return _single(tuple(results[n] for n in d.outputs)), pullback
+    return value, pullback
 
 
 def _gradients(call: Call, names: tuple[str, ...], out: Any) -> Any:

@@ -413,8 +413,9 @@ class _StageWriter(_Writer):
                 self._row_value(n, scope, body)
         head = [f"pieces = ({columns} + block - 1) // block", "for b in range(first, last):"]
         inner = ["i = b // pieces", f"start = b % pieces * block", f"stop = min({columns}, start + block)"]
-        loop = [f"for j in range(start, stop, W):", "    n = stop - j"]
-        loop += [f"    {line}" for line in self._column_body(0, scope, set(self.stage.stores), [])]
+        step = self._column_body(0, scope, set(self.stage.stores), [])
+        loop = ["for j in range(start, stop - W + 1, W):", "    n = W", *(f"    {line}" for line in step)]
+        loop += ["n = (stop - start) % W", "if n:", "    j = stop - n", *(f"    {line}" for line in step)]
         return head + [f"    {line}" for line in (*inner, *self._row_views(), *body, *loop)]
 
     def _rows(self) -> list[str]:
@@ -481,11 +482,15 @@ class _StageWriter(_Writer):
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
         if chunked:
             lines += [f"for start in range(0, {columns}, {CHUNK}):", *(f"    {line}" for line in inside)]
-            lines += [f"    for j in range(start, min({columns}, start + {CHUNK}), W):", f"        n = {columns} - j"]
+            lines += [f"    for j in range(start, min({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in body]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
         else:
-            lines += [f"for j in range(0, {columns}, W):", f"    n = {columns} - j", *(f"    {line}" for line in body)]
+            lines += [f"for j in range(0, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in body)]
+        lines += [f"n = {columns} % W", "if n:", f"    j = {columns} - n"]
+        lines += [f"    {line}" for line in inside]
+        lines += [f"    {line}" for line in body]
+        lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
         for r, lanes in accumulated:
             scope[r] = lanes.removesuffix("_lanes")
         return lines + after
