@@ -1,0 +1,84 @@
+# Two commands on a machine with make and Python 3.11 or newer: `make bench` and `make test`.
+# Both set up .venv in this folder first, with a regular (not editable) install of the wheel built from it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# how many processes run the tests: a number, or auto for one per processor
+JOBS ?= auto
+# more for pytest, such as: make test ARGS="-k softmax -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help bench test lint format smoke env clean
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check --quiet
+# directories are listed too: a file that goes away changes the time of its directory
+sources := pyproject.toml README.md LICENSE \
+	$(shell find src kernels backends benchmarks \( -name __pycache__ -o -name '*.egg-info' \) -prune -o \( -type d -o -name '*.py' -o -name py.typed \) -print)
+wheel = $$(echo $(VENV)/wheel/xpnn-*.whl)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS)  ARGS=$(ARGS)"
+
+bench: $(VENV)/installed  ## what runs here, worst errors, timings: xpnn info, xpnn parity, xpnn bench
+	$(VENV)/bin/xpnn info
+	$(VENV)/bin/xpnn parity
+	$(VENV)/bin/xpnn bench
+
+test: $(VENV)/tests  ## the whole suite, and the doctests of the installed package
+	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn
+
+lint: $(VENV)/lint  ## ruff on the sources, mypy on the installed package
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy -p xpnn
+
+format: $(VENV)/lint  ## let ruff format the sources and repair what it can
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+smoke: $(VENV)/wheel/built  ## the wheel in an empty environment, used from this folder and from elsewhere
+	@set -eu; root=$$PWD; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	$(PYTHON) -m venv "$$there/v"; bin="$$there/v/bin"; \
+	"$$bin/python" -m pip --disable-pip-version-check --quiet install $(wheel); \
+	"$$bin/python" -B -c 'import xpnn.kernels, xpnn; assert "site-packages" in xpnn.kernels.__file__, xpnn.kernels.__file__'; \
+	cd "$$there"; export XPNN_CACHE_DIR="$$there/cache"; \
+	"$$bin/python" -c 'import numpy as np, xpnn; y = xpnn.softmax(np.ones((2, 4), "float32")); assert (y == 0.25).all(), y; print(xpnn.softmax.explain(y), y[0])'; \
+	"$$bin/xpnn" info; \
+	"$$bin/python" -m pip --disable-pip-version-check check
+
+env: $(VENV)/tests $(VENV)/lint  ## everything that the other targets install
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+# --- what is built ----------------------------------------------------------------------------------------------------
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# setuptools keeps what it once copied to build/: a module deleted since would still be in the wheel
+$(VENV)/wheel/built: $(sources) $(VENV)/created
+	@rm -rf build *.egg-info $(VENV)/wheel
+	$(pip) wheel --no-deps --wheel-dir $(VENV)/wheel .
+	@rm -rf build *.egg-info
+	@touch $@
+
+$(VENV)/installed: $(VENV)/wheel/built
+	$(pip) install --force-reinstall --no-deps $(wheel)
+	$(pip) install $(wheel)
+	@touch $@
+
+$(VENV)/tests: $(VENV)/installed
+	$(pip) install "$(wheel)[test]"
+	@touch $@
+
+$(VENV)/lint: $(VENV)/installed
+	$(pip) install "$(wheel)[lint]"
+	@touch $@
