@@ -162,6 +162,8 @@ def frame(
         raise ValueError(wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")) from None
     if not aware:
         return Frame(shape, None, 1, math.prod(shape))
+    if not shape and Matrix in kinds.values():
+        raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
     if not shape:
         if axis not in (-1, 0):
             raise ValueError(wrong(kernel, "axis", axis, "-1 or 0 for a 0-d array"))

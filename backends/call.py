@@ -340,9 +340,9 @@ class Call:
     def _worded(self, error: OutOfRange) -> IndexError:
         position = tuple(int(i) for i in np.unravel_index(error.row, self.frame.lead)) if self.frame.lead else ()
         at = ", ".join(map(str, position))
-        exempt = self.options.get("ignore_index")
+        exempt, value = self.options.get("ignore_index"), int(self.raw[error.name][position])
         other = "" if exempt is None else f" or ignore_index ({exempt})"
-        return IndexError(wrong(self.what, f"{error.name}[{at}]" if at else error.name, error.value, f"0 <= {error.name} < {error.columns}{other}"))
+        return IndexError(wrong(self.what, f"{error.name}[{at}]" if at else error.name, value, f"0 <= {error.name} < {error.columns}{other}"))
 
 
 def _same_memory(a: Any, b: Any) -> bool:
@@ -379,11 +379,16 @@ def _collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     kinds: dict[str, type[Kind]] = {}
     for n in raw:
         kinds[n] = d.inputs[n].kind(classes[n]) if n in d.inputs else roles[n]
-        if kinds[n] is Index and classes[n] != "int":
-            raise TypeError(wrong(what, n, f"dtype {dtype_name(raw[n].dtype)}", "integers"))
+        choices = d.inputs[n].kinds if n in d.inputs else ()
+        if (kinds[n] is Index and classes[n] != "int") or (Index in choices and classes[n] == "bool"):
+            other = " or floats" if len(choices) > 1 else ""
+            raise TypeError(wrong(what, n, f"dtype {dtype_name(raw[n].dtype)}", f"integers{other}"))
     floats = [raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"]
     dtype = xp.result_type(*floats) if floats else xp.float64
-    fr = frame(what, {n: tuple(a.shape) for n, a in raw.items()}, kinds, bound.axis, aware(kernel), bound.axis_given)
+    shapes = {n: tuple(a.shape) for n, a in raw.items()}
+    if d.check is not None:
+        d.check(kinds, shapes, bound.options)
+    fr = frame(what, shapes, kinds, bound.axis, aware(kernel), bound.axis_given)
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():
@@ -391,8 +396,6 @@ def _collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
             a = xp.astype(a, dtype)
         canonical[n] = fr.canonical(xp, a, kinds[n])
         given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
-    if d.check is not None:
-        d.check(kinds, bound.options)
     if not aware(kernel) and lib == "numpy":
         fr, canonical = _keep_strides(fr, raw, canonical, dtype)
     return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
@@ -487,6 +490,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             if value is None:
                 continue
             array = accept(label, "d" + name, value, call.lib)
+            if library(array) != call.lib:
+                raise TypeError(wrong(label, "d" + name, f"a {library(array)} array", f"a {call.lib} array like the inputs"))
             if tuple(array.shape) != shapes_out[name]:
                 raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{shapes_out[name]}"))
             array = array if array.dtype == call.dtype else call.xp.astype(array, call.dtype)
@@ -592,7 +597,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     if compiled is None or len(args) != len(call.raw) or not all(type(a) is np.ndarray and a.ndim for a in args[:1]):
         return
     e = compiled.emitted
-    known = all(type(a) is np.ndarray and kinds[n] in (Full, Index) and a.dtype == call.canonical[n].dtype for n, a in zip(kinds, args, strict=True))
+    known = all(type(a) is np.ndarray and kinds[n] in (Full, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype) for n, a in zip(kinds, args, strict=True))
     results = {n: ready.shapes[n] for n in e.outputs}
     plain = set(results.values()) <= {("R", "C"), ("R", 1), (1, 1)} and fr.axis in (None, len(fr.shape) - 1)
     ambiguous = Index in kinds.values() and len(fr.shape) > 2
@@ -601,8 +606,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
 
     first = next(iter(kinds))
     two_dimensional = len(fr.shape) == 2 and fr.axis is not None
-    lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape = {first}.shape", f"    size = {first}.size"]
-    lines.append(f"    if not size or not {first}.flags.c_contiguous: return None")
+    lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
+    lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
     if fr.axis is None:
         lines.append("    rows, columns = 1, size")
     else:

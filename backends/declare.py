@@ -14,6 +14,7 @@ from xpnn.backends.program import DType, Program, Shape
 from xpnn.backends.trace import Array, Namespace, SubsetError, Trace
 
 Formula = Callable[..., Any]
+Check = Callable[[dict[str, type[Kind]], dict[str, tuple[int, ...]], dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Declaration:
     default_wrt: tuple[str, ...] | None
     domain: dict[str, str]
     variants: tuple[dict[str, Any], ...]
-    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = None
+    check: Check | None = None
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -67,7 +68,7 @@ def parse(
     wrt: tuple[str, ...] | None,
     domain: Mapping[str, str],
     variants: tuple[dict[str, Any], ...],
-    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None,
+    check: Check | None,
 ) -> Declaration:
     """Read a forward formula's signature.
 

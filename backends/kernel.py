@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from xpnn.backends import call, choice, declare
-from xpnn.backends.declare import Declaration, Formula
+from xpnn.backends.declare import Check, Declaration, Formula
 from xpnn.backends.kinds import Full, Kind, Scalar
 from xpnn.backends.task import Task
 from xpnn.backends.trace import SubsetError
@@ -233,7 +233,7 @@ def kernel(
     wrt: tuple[str, ...] | None = ...,
     domain: Mapping[str, str] = ...,
     variants: tuple[dict[str, Any], ...] = ...,
-    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = ...,
+    check: Check | None = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -244,7 +244,7 @@ def kernel(
     wrt: tuple[str, ...] | None = None,
     domain: Mapping[str, str] | None = None,
     variants: tuple[dict[str, Any], ...] = ({},),
-    check: Callable[[dict[str, type[Kind]], dict[str, Any]], None] | None = None,
+    check: Check | None = None,
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -265,7 +265,8 @@ def kernel(
     variants
         For checks: sets of options to go through.
     check
-        A function of the inputs' kinds and the options that raises for options that make no sense.
+        A function of the inputs' kinds, their shapes and the options (all dicts) that raises for arguments that make no
+        sense together; it may replace options by others that mean the same.
 
     Raises
     ------

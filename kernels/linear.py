@@ -1,10 +1,20 @@
 """The linear layer, with bias, activation and their gradients fused around the matrix products."""
 
-from xpnn.backends.kernel import kernel
+from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Matrix
+from xpnn.kernels.activations import relu, sigmoid
 
 
-@kernel(saved=("z",))
+def check_activation(kinds, shapes, options):
+    """An activation must be a kernel of one array, without an axis."""
+    activation = options["activation"]
+    if activation is None:
+        return
+    if not isinstance(activation, Kernel) or activation.has_axis or len(activation.declaration.inputs) != 1:
+        raise TypeError(f"linear: activation: got {activation!r}, expected an element-wise kernel such as xpnn.relu, or None")
+
+
+@kernel(check=check_activation, saved=("z",), variants=({}, {"activation": relu}, {"activation": sigmoid}))
 def linear(xp, x, weight: Matrix, bias: Column = None, *, activation=None):
     """Z = A Wᵀ + b for a batch, z = W a + b for one example, and g(Z) where an activation g is named.
 

@@ -42,13 +42,22 @@ def cross_entropy_probs_backward(xp, dy, probs, target):
     return dy * xp.where(target == 0, 0.0, -target / probs), -dy * xp.log(probs)
 
 
-def check_options(kinds, options):
-    """What the options of a loss must be, given the kinds of its inputs."""
+def check_options(kinds, shapes, options):
+    """PyTorch's rules for the arguments of a cross-entropy."""
     reduction, ignore_index = options["reduction"], options["ignore_index"]
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
-    if kinds["target"] is Full and ignore_index >= 0:
-        raise ValueError(f"cross_entropy: ignore_index: got {ignore_index}, expected none with probability targets")
+    if options["label_smoothing"] > 1:
+        raise ValueError(f"cross_entropy: label_smoothing: got {options['label_smoothing']}, expected at most 1.0")
+    if not options["label_smoothing"] > 0:  # as PyTorch does, negative and NaN too
+        options["label_smoothing"] = 0.0
+    if kinds["target"] is Full:
+        if shapes["target"] != shapes["logits"]:
+            raise ValueError(
+                f"cross_entropy: target: got probabilities of shape {shapes['target']}, expected logits' {shapes['logits']}"
+            )
+        if ignore_index >= 0:
+            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index}, expected none with probability targets")
 
 
 @kernel(

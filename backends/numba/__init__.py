@@ -116,6 +116,8 @@ def _adjacent(a: Any) -> bool:
 def _readable(a: Any, kind: str, dtype: Any) -> Any:
     """An array as emitted code takes it; a copy only where its layout or dtype demands one."""
     wanted = {"float": dtype, "int": np.dtype(np.int64), "bool": np.dtype(bool)}[kind]
+    if a.dtype == np.uint64:  # what int64 cannot hold is out of any range
+        a = np.minimum(a, np.iinfo(np.int64).max)
     if a.dtype != wanted:
         return np.ascontiguousarray(a, wanted)
     if not _adjacent(a) or not a.flags.aligned:

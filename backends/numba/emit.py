@@ -84,23 +84,21 @@ class _Module:
         return Emitted(text, tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index), frozenset(self.unsafe), work)
 
     def _header(self, used: str) -> str:
-        names = ["absolute", "at", "columns", "divide", "exp", "exp_nonpositive", "keep", "load", "log", "logical_and",
+        names = ["absolute", "at", "columns", "divide", "exp", "exp_nonpositive", "keep", "least", "load", "log", "logical_and",
                  "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "row", "spread", "sqrt", "store",
                  "tanh", "to_float", "total", "where"]  # fmt: skip
         wanted = sorted(n for n in names if f"{n}(" in used)
         lines = [f'"""{self.banner}', "", *(f"    {line}" for line in self.program.text().splitlines()), '"""', ""]
-        lines += ["import numpy as np", "from numba import njit", ""]
+        lines += ["import numpy as np", "from numba import njit, types", ""]
         if wanted:
             lines.append(f"from xpnn.backends.numba.lanes import {', '.join(wanted)}")
         lines += ["from xpnn.backends.numba.launch import launch, signature", "", f"f = np.{self.dtype}"]
+        lines.append(f"real = types.{self.dtype}")
         lines.append(f"W = {64 // (4 if self.dtype == 'float32' else 8)}  # lanes")
         return "\n".join(lines) + "\n"
 
     def type_of(self, node: Node) -> str:
         return {"float": "f", "int": "i", "bool": "b"}[node.dtype]
-
-    def decorator(self, spec: list[str]) -> str:
-        return f'@njit(signature(f, "{" ".join(spec)}"), nogil=True, error_model="numpy", cache=True)'
 
     def _call(self, bodies: list[_StageWriter], sums: dict[Node, str]) -> list[str]:
         p = self.program
@@ -108,7 +106,8 @@ class _Module:
         spec = ["i", "i"]
         spec += [f"r{self.type_of(n)}" for n in p.inputs.values()] + ["wf"] * len(p.outputs)
         spec += [self.type_of(n) for n in p.options.values()]
-        lines = [self.decorator(["i:", *spec]), f"def call({', '.join(parameters)}):"]
+        codes = " ".join(spec)
+        lines = [f'@njit(signature(real, "{codes}"), nogil=True, error_model="numpy", cache=True)', f"def call({', '.join(parameters)}):"]
         body = [f"{self.extent(s)} = {source}" for s, source in self.extents.items()]
         for k, (name, exempt) in enumerate(p.index.items()):
             columns = self.extent(self._index_columns())
@@ -313,15 +312,15 @@ class _StageWriter(_Writer):
 
     # -- the stage function
 
-    def parameters(self) -> list[tuple[str, str]]:
-        """Name and type code of each parameter but `first`, `last`."""
-        result = [(name, f"r{self.module.type_of(n)}") for name, n in self.inputs.items() if n.shape != (1, 1)]
-        result += [(self.module._output_of(t) or f"{self.sums[t]}_row", "wf") for t in self.tables]
-        result += [(name, "wf") for name in self.output.values()]
-        result += [(f"{self.sums[s]}_parts", "wf" if s.op == "column_sum" else "d") for s in self.stage.sums]
-        result += [(self.scalar_name(n), self.module.type_of(n)) for n in self.outer_scalars()]
-        result += [(self.module.extent(e), "i") for e in self.module.extents]
-        return [*dict.fromkeys(result), ("block", "i")]
+    def parameters(self) -> list[str]:
+        """The stage's parameters but `first`, `last`."""
+        result = [name for name, n in self.inputs.items() if n.shape != (1, 1)]
+        result += [self.module._output_of(t) or f"{self.sums[t]}_row" for t in self.tables]
+        result += self.output.values()
+        result += [f"{self.sums[s]}_parts" for s in self.stage.sums]
+        result += [self.scalar_name(n) for n in self.outer_scalars()]
+        result += [self.module.extent(e) for e in self.module.extents]
+        return [*dict.fromkeys(result), "block"]
 
     def outer_scalars(self) -> list[Node]:
         """Numbers that are computed before the stage: those that the rows use directly."""
@@ -346,21 +345,15 @@ class _StageWriter(_Writer):
         if self.is_map:
             lines += [f"block = {4 * BLOCK}", f"blocks = {rows} * (({columns} + block - 1) // block)"]
         elif any(s.op == "column_sum" for s in self.stage.sums):
-            lines += [f"block = min(256, max(16, {rows} // 64))", f"blocks = ({rows} + block - 1) // block"]
+            lines += [f"block = least(256, {rows} // 64 + 16)", f"blocks = ({rows} + block - 1) // block"]
         else:
-            lines += [f"block = max({BLOCK} // {columns}, 1)", f"blocks = ({rows} + block - 1) // block"]
+            lines += [f"block = {BLOCK} // {columns} + 1", f"blocks = ({rows} + block - 1) // block"]
         for s in self.stage.sums:
             extent = f"(blocks, {m.extent(s.shape[1])}), f" if s.op == "column_sum" else "blocks, np.float64"
             lines.append(f"{self.sums[s]}_parts = np.empty({extent})")
-        args = [values.get(name, name) for name, _ in self.parameters()]
+        args = [values.get(name, name) for name in self.parameters()]
         joined = ", ".join(args)
-        lines += [
-            "if threads == 1:",
-            f"    {self.name}({joined}, 0, blocks)",
-            "else:",
-            f"    launch(runner, {self.name}, ({joined},), blocks, threads)",
-        ]
-        return lines
+        return [*lines, f"launch(runner, {self.name}, ({joined},), blocks, threads)"]
 
     def finish(self, s: Node, output: str | None) -> list[str]:
         """Add up what the blocks left, in their order."""
@@ -382,11 +375,9 @@ class _StageWriter(_Writer):
         ]
 
     def write(self) -> list[str]:
-        spec = [code for _, code in self.parameters()]
-        names = [name for name, _ in self.parameters()]
         head = [
-            self.module.decorator(["n:", *spec, "i", "i"]),
-            f"def {self.name}({', '.join(names)}, first, last):",
+            '@njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)',
+            f"def {self.name}({', '.join(self.parameters())}, first, last):",
         ]
         return head + [f"    {line}" for line in (self._map() if self.is_map else self._rows())]
 
@@ -412,7 +403,7 @@ class _StageWriter(_Writer):
             if n.shape[1] == 1 and n.shape[0] != 1:
                 self._row_value(n, scope, body)
         head = [f"pieces = ({columns} + block - 1) // block", "for b in range(first, last):"]
-        inner = ["i = b // pieces", f"start = b % pieces * block", f"stop = min({columns}, start + block)"]
+        inner = ["i = b // pieces", f"start = b % pieces * block", f"stop = least({columns}, start + block)"]
         step = self._column_body(0, scope, set(self.stage.stores), [])
         loop = ["for j in range(start, stop - W + 1, W):", "    n = W", *(f"    {line}" for line in step)]
         loop += ["n = (stop - start) % W", "if n:", "    j = stop - n", *(f"    {line}" for line in step)]
@@ -432,7 +423,7 @@ class _StageWriter(_Writer):
                     f"for j in range(0, {columns}, W):",
                     f"    store({name}_b, j, {columns} - j, f(0.0))",
                 ]
-        inner += [f"for i in range(b * block, min({rows}, b * block + block)):"]
+        inner += [f"for i in range(b * block, least({rows}, b * block + block)):"]
         inner += [f"    {line}" for line in self._one_row()]
         for s in self.stage.sums:
             if s.op == "sum_rows":
@@ -482,7 +473,7 @@ class _StageWriter(_Writer):
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
         if chunked:
             lines += [f"for start in range(0, {columns}, {CHUNK}):", *(f"    {line}" for line in inside)]
-            lines += [f"    for j in range(start, min({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
+            lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in body]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
         else:

@@ -14,7 +14,6 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
-_PLAIN = {"i": types.intp, "b": types.boolean, "d": types.Array(types.float64, 1, "C"), "n": types.void}
 
 RUNNER = '''"""Shares the blocks of any stage out over Numba's threads."""
 
@@ -30,30 +29,19 @@ def run(function, arguments, blocks, threads):
 '''
 
 
-def signature(dtype: Any, codes: str) -> Any:
-    """A Numba signature from short codes: i, f, b numbers; rf, ri, rb matrices to read, wf to write; d a float64 vector.
+def signature(real: Any, codes: str) -> Any:
+    """The Numba signature of `call`, from a code for each parameter.
 
-    Matrices may have any row stride: their layout is "A", and `lanes.row` relies on adjacent columns, which the caller
-    has checked.
+    i and f are numbers, integer or of the floating type `real`; rf and ri matrices to read, wf to write. Matrices may have
+    any row stride: their layout is "A", and `lanes.row` relies on adjacent columns, which the caller has checked.
     """
-    real = types.float32 if dtype is _numpy().float32 else types.float64
-    element = {"f": real, "i": types.int64, "b": types.boolean}
-
-    def kind(code: str) -> Any:
-        if code == "f":
-            return real
-        if code in _PLAIN:
-            return _PLAIN[code]
-        return types.Array(element[code[1]], 2, "A", readonly=code[0] == "r")
-
-    result, *args = codes.split()
-    return kind(result.rstrip(":"))(*(kind(a) for a in args))
-
-
-def _numpy() -> Any:
-    import numpy
-
-    return numpy
+    kinds = {"i": types.intp, "f": real}
+    element = {"f": real, "i": types.int64}
+    arguments = (
+        kinds[code] if code in kinds else types.Array(element[code[1]], 2, "A", readonly=code[0] == "r")
+        for code in codes.split()
+    )
+    return types.intp(*arguments)
 
 
 @intrinsic
@@ -70,16 +58,13 @@ def call_blocks(typingctx: Any, function: Any, arguments: Any, first: Any, last:
 
 @intrinsic
 def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any, threads: Any) -> Any:
-    """Run `stage(*arguments, first, last)` through the runner at an address."""
-    (compiled,) = stage.dispatcher.overloads.values()
-    wanted = compiled.signature.args
+    """Run `stage(*arguments, first, last)` over all blocks: here, or for several threads by the runner at an address."""
+    wanted = (*arguments.types, types.intp, types.intp)
+    stage.dispatcher.compile(wanted)
+    compiled = stage.dispatcher.overloads[wanted]
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        given = sig.args[2]
-        packed_type = types.Tuple(wanted[:-2])
-        values = cgutils.unpack_tuple(builder, args[2])
-        cast = [context.cast(builder, v, t, w) for v, t, w in zip(values, given, packed_type, strict=True)]
-        slot = cgutils.alloca_once_value(builder, context.make_tuple(builder, packed_type, cast))
+        slot = cgutils.alloca_once_value(builder, args[2])
 
         trampoline = ir.Function(
             builder.module, ir.FunctionType(ir.VoidType(), [_I64] * 3), builder.module.get_unique_name("blocks_of_stage")
@@ -87,26 +72,24 @@ def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any,
         trampoline.linkage = "internal"
         inner = ir.IRBuilder(trampoline.append_basic_block())
         packed = inner.load(inner.inttoptr(trampoline.args[0], slot.type))
-        unpacked = [inner.extract_value(packed, k) for k in range(len(packed_type))]
+        unpacked = [inner.extract_value(packed, k) for k in range(len(arguments))]
         function = context.declare_function(inner.module, compiled.fndesc)
         context.active_code_library.add_linking_library(compiled.library)
         context.call_conv.call_function(inner, function, types.void, wanted, [*unpacked, *trampoline.args[1:]])
         inner.ret_void()
 
+        where = builder.ptrtoint(slot, _I64)
         byte = ir.IntType(8).as_pointer()
         # Numba's calling convention: room for the result and for an exception come first
         runner_type = ir.FunctionType(ir.IntType(32), [byte.as_pointer(), byte.as_pointer(), _I64, _I64, _I64, _I64])
-        builder.call(
-            builder.inttoptr(args[0], runner_type.as_pointer()),
-            [
-                cgutils.alloca_once(builder, byte),
-                cgutils.alloca_once(builder, byte),
-                builder.ptrtoint(trampoline, _I64),
-                builder.ptrtoint(slot, _I64),
-                args[3],
-                args[4],
-            ],
-        )
+        result, exception = cgutils.alloca_once(builder, byte), cgutils.alloca_once(builder, byte)
+        with builder.if_else(builder.icmp_signed("==", args[4], _I64(1))) as (serial, threaded):
+            with serial:
+                builder.call(trampoline, [where, _I64(0), args[3]])
+            with threaded:
+                runner_function = builder.inttoptr(args[0], runner_type.as_pointer())
+                function = builder.ptrtoint(trampoline, _I64)
+                builder.call(runner_function, [result, exception, function, where, args[3], args[4]])
         return context.get_dummy_value()
 
     return types.void(types.intp, stage, arguments, types.intp, types.intp), lower

@@ -1,1 +1,361 @@
-"""placeholder"""
+"""Parity: do backends compute the same, and as exactly as their precision allows?
+
+The truth is the composed formula in a wider precision, on the same (rounded) inputs. An error is measured in ULP of the
+larger of the true value and the terms it was made of (see `xpnn.backends.interpret`). A backend is in order where, element
+by element, its error is at most that of the composed formula in the same precision plus a few ULP. Every check also proves
+that it can fail: it is repeated on results with one element zeroed, one column or one row read in another's place.
+
+This compares a formula with itself. Whether the formula is right is for a gradient check, which is part of the table, and
+for independent references, which the test-suite holds for the kernels of this library.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnn.backends import call, choice
+from xpnn.backends.declare import trace
+from xpnn.backends.interpret import interpret
+from xpnn.backends.kernel import Kernel
+from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.task import BackendError
+from xpnn.backends.trace import SubsetError
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = 4.0  # ULP beyond the composed formula's own error: exp, log and a quotient may each be off by one
+GRADIENT_TOLERANCE = 2.0**27  # ULP of float64, about 3e-8: what central differences can see
+SHAPES = ((1, 1), (4, 7), (3, 37), (40, 10), (3, 5000))
+STEP = 1e-6  # of central differences in float64
+_WIDER = {"float32": np.float64, "float64": np.longdouble}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to call a kernel: options, which optional inputs are passed, and what an input of two kinds is."""
+
+    options: tuple[tuple[str, Any], ...]
+    optional: tuple[str, ...]
+    full: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{n}={getattr(v, '__name__', v)}" for n, v in self.options]
+        return ", ".join([*parts, *self.optional, *(f"{n} as probabilities" for n in self.full)]) or "-"
+
+
+def variants(kernel: Kernel) -> Iterator[Variant]:
+    """All variants that a check goes through."""
+    d = kernel.declaration
+    optional = tuple(n for n, i in d.inputs.items() if i.optional)
+    two = tuple(n for n, i in d.inputs.items() if Index in i.kinds and Full in i.kinds)
+    for options, present, full in itertools.product(d.variants, {(), optional}, {(), two}):
+        yield Variant(tuple(options.items()), present, full)
+
+
+def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str, seed: int) -> dict[str, Array]:
+    """Random inputs; rows of every second sample lie near ±1e4, or over many magnitudes for element-wise kernels."""
+    d, rng = kernel.declaration, np.random.default_rng(seed)
+    rows, columns = shape
+    units = 2 * columns + 1
+    matrices = any(Matrix in i.kinds for i in d.inputs.values())
+    arrays: dict[str, Array] = {}
+    for name, i in d.inputs.items():
+        if i.optional and name not in variant.optional:
+            continue
+        kind = Full if name in variant.full else i.kinds[0]
+        if kind is Index:
+            arrays[name] = rng.integers(0, columns, rows)
+            if "ignore_index" in d.options and rows > 2:
+                arrays[name][rows // 2] = d.options["ignore_index"]
+            continue
+        extent = {
+            Full: shape, Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units if matrices else columns,),
+        }[kind]  # fmt: skip
+        value = 3 * rng.standard_normal(extent)
+        domain = d.domain.get(name, "real")
+        if domain == "positive":
+            value = np.exp(value)
+        elif domain == "simplex":
+            value = np.exp(value) / np.sum(np.exp(value), axis=-1, keepdims=True)
+        elif kind is Full and seed % 2:
+            if kernel.has_axis:
+                value += rng.choice([-1e4, 0.0, 1e4], (rows, 1))
+            elif not matrices:
+                value *= 10.0 ** rng.uniform(-4, 1.5, extent)
+        arrays[name] = np.asarray(value, dtype)
+    return arrays
+
+
+# --- one comparison ------------------------------------------------------------------------------------------------------
+
+
+def _compute(kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any]) -> dict[str, Array]:
+    """A direction's results by name, on the backend in force."""
+    d = kernel.declaration
+    if direction == "forward":
+        values = kernel(**arrays, **options)
+        return {n: np.asarray(v) for n, v in zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True)}
+    if direction == "value_and_grad":
+        names = _floats(kernel, arrays)
+        value, gradients = kernel.value_and_grad(**arrays, **options, wrt=names)
+        found = {d.outputs[0]: np.asarray(value)} | {"d" + n: g for n, g in zip(names, gradients, strict=True)}
+    else:
+        gradients = kernel.backward(**arrays, **options)
+        names = tuple(n for n, i in d.inputs.items() if n in arrays or not i.optional)
+        found = {"d" + n: g for n, g in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True)}
+    return {n: v for n, v in found.items() if v is not None}
+
+
+def _floats(kernel: Kernel, arrays: dict[str, Array]) -> tuple[str, ...]:
+    """The inputs that have a gradient."""
+    names = tuple(n for n in kernel.declaration.inputs if n in arrays and arrays[n].dtype.kind == "f")
+    return kernel.declaration.default_wrt or names
+
+
+def _with(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    return {n: a.astype(dtype) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+
+
+def _cache(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], seed: int) -> dict[str, Array]:
+    """What backward is given: inputs, outputs and saved values rounded to the dtype, and a random cotangent."""
+    d = kernel.declaration
+    with choice.use_backend("numpy"):
+        bound = call._bind(kernel, kernel.__name__, tuple(d.inputs), (), {**arrays, **options})
+        made = call._collect(kernel, kernel.__name__, bound, {}).run((*d.outputs, *d.saved), {})
+    rng = np.random.default_rng(seed + 1)
+    dtype = next(a.dtype for a in arrays.values() if a.dtype.kind == "f")
+    given = arrays | {n: np.asarray(v, dtype) for n, v in made.items()}
+    given |= {"d" + n: rng.standard_normal(np.shape(made[n])).astype(dtype) for n in d.outputs}
+    read = {*d.backward_parameters, *(n for n, i in d.inputs.items() if i.optional)}
+    return {n: a for n, a in given.items() if n in read}
+
+
+def _sizes(kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
+    """The size of the terms behind each result, in the caller's shapes."""
+    d = kernel.declaration
+    given: call.Given = {n: (d.inputs[n].kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float") for n in d.inputs if n in arrays}
+    roles = {n: call.kind_of(s) for n, s in call.prepare_shapes(kernel, call._default_given(d) | given, {**d.options, **options}).items()}
+    roles |= {"d" + n: roles[n] for n in d.outputs}
+    what = kernel.__name__
+    bound = call._bind(kernel, what, tuple(arrays), (), {**arrays, **options})
+    collected = call._collect(kernel, what, bound, roles)
+    kinds = {n: k for n, (k, _) in collected.given.items()}
+    try:
+        program = trace(d, kinds, {n: t for n, (_, t) in collected.given.items()}, bound.options, names)
+    except SubsetError:
+        return {}
+    values = interpret(program, collected.canonical, bound.options)
+    shapes = {n: node.shape for n, node in program.outputs.items()}
+    return {n: np.asarray(collected.frame.restore(np, np.asarray(values[n].size), shapes[n])) for n in names if n in values}
+
+
+def ulps(ours: Array, truth: Array, size: Array, dtype: str) -> Array:
+    """The error of each element in ULP of the larger of the true value and its terms; NaN for NaN counts as right.
+
+    Results below the smallest normal number may be flushed, so no unit is smaller than that.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ulps(np.float32([1.0]), np.array([1 + 2.0**-23]), np.array([0.0]), "float32")
+    array([1.])
+    """
+    info = np.finfo(dtype)
+    with np.errstate(all="ignore"):
+        scale = np.minimum(np.maximum(np.abs(truth), size), info.max)
+        unit = np.maximum(np.spacing(scale.astype(dtype)), info.tiny).astype(truth.dtype)
+        error = np.abs(ours.astype(truth.dtype) - truth) / unit
+        rounded = truth.astype(dtype)
+    same = (ours == rounded) | (np.isnan(ours) & np.isnan(rounded))
+    return np.asarray(np.where(same & ~np.isfinite(ours), 0.0, np.where(np.isnan(error), np.inf, error)), np.float64)
+
+
+@dataclass
+class Truth:
+    """What a direction should give, and what the composed formula gives in the same precision."""
+
+    exact: dict[str, Array]
+    composed: dict[str, Array]
+    sizes: dict[str, Array]
+    dtype: str
+
+    def excess(self, results: dict[str, Array]) -> tuple[float, float, float]:
+        """The worst error, the bound where the error exceeds it by most, and that excess, in ULP."""
+        worst, bound, excess = 0.0, TOLERANCE, -np.inf
+        for name, truth in self.exact.items():
+            size = np.asarray(self.sizes.get(name, np.zeros(truth.shape)), truth.dtype)
+            ours = ulps(results[name], truth, size, self.dtype)
+            allowed = ulps(self.composed[name], truth, size, self.dtype) + TOLERANCE
+            if ours.size:
+                worst = max(worst, float(ours.max()))
+                over = np.where(np.isinf(allowed), -np.inf, ours - allowed)
+                at = np.unravel_index(np.argmax(over), over.shape)
+                if over[at] > excess:
+                    excess, bound = float(over[at]), float(allowed[at])
+        return worst, bound, excess
+
+
+def truth_of(kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any], dtype: str) -> Truth:
+    """The truth for given (already rounded) arrays."""
+    with choice.use_backend("numpy"):
+        exact = _compute(kernel, direction, _with(arrays, _WIDER[dtype]), options)
+        composed = _compute(kernel, direction, arrays, options)
+    names = tuple(exact)
+    return Truth(exact, composed, _sizes(kernel, direction, _with(arrays, _WIDER[dtype]), options, names), dtype)
+
+
+def _blind(truth: Truth, kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any], results: dict[str, Array]) -> str:
+    """What a check failed to notice: "" if it notices everything it should."""
+    for name, value in results.items():
+        if value.size > 1 and np.any(value):
+            spoilt = value.copy()
+            order = np.argsort(np.abs(np.where(np.isfinite(spoilt), spoilt, 0.0)), axis=None)
+            order = order[np.flatnonzero(spoilt.flat[order])]
+            spoilt.flat[order[len(order) // 2]] = 0
+            if truth.excess(results | {name: spoilt})[2] <= 0:
+                return f"{name} with its median element zeroed"
+    first = next((n for n, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"), None)
+    if first is None or min(arrays[first].shape) < 2:
+        return ""
+    for what, place in (("column", np.s_[..., 0]), ("row", np.s_[0])):
+        spoilt = arrays[first].copy()
+        spoilt[place] = spoilt[..., 1] if what == "column" else spoilt[1]
+        with choice.use_backend("numpy"):
+            if truth.excess(_compute(kernel, direction, arrays | {first: spoilt}, options))[2] <= 0:
+                return f"a {what} read in its neighbour's place"
+    return ""
+
+
+# --- the table --------------------------------------------------------------------------------------------------------------
+
+
+def parity_rows(
+    kernels: Iterable[Kernel], backends: Iterable[str], dtypes: Iterable[str] = ("float32", "float64")
+) -> Iterator[dict[str, Any]]:
+    """One row for each kernel, variant, backend, dtype and direction: worst error, bound, verdict.
+
+    Parameters
+    ----------
+    backends
+        Names as `use_backend` takes them.
+
+    Yields
+    ------
+    dict
+        kernel, variant, backend, dtype, direction, error_ulp, bound_ulp, verdict ("ok", "breach", or "blind" where the
+        check would not have noticed a spoilt result), truth.
+    """
+    backends = tuple(backends)
+    for kernel, dtype in itertools.product(kernels, dtypes):
+        for variant in variants(kernel):
+            for direction in _directions(kernel, variant):
+                for backend in backends:
+                    row = {"kernel": kernel.__name__, "variant": str(variant), "backend": backend, "dtype": dtype}
+                    yield row | {"direction": direction} | _row(kernel, variant, direction, backend, dtype)
+    for kernel, backend in itertools.product(kernels, backends):
+        if kernel.declaration.backward is not None:
+            for variant in variants(kernel):
+                row = {"kernel": kernel.__name__, "variant": str(variant), "backend": backend, "dtype": "float64"}
+                yield row | {"direction": "gradient check"} | _gradient_row(kernel, variant, backend)
+
+
+def _directions(kernel: Kernel, variant: Variant) -> Iterator[str]:
+    yield "forward"
+    if kernel.declaration.backward is not None:
+        yield "backward"
+        shape = np.shape(kernel(**sample(kernel, variant, (4, 7), "float64", 0), **dict(variant.options)))
+        if shape == ():
+            yield "value_and_grad"
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(kernel: Kernel, variant: Variant, direction: str, dtype: str, shape: tuple[int, int], seed: int) -> Any:
+    options = dict(variant.options)
+    arrays = sample(kernel, variant, shape, dtype, seed)
+    if direction == "backward":
+        arrays = _cache(kernel, arrays, options, seed)
+    return arrays, options, truth_of(kernel, direction, arrays, options, dtype)
+
+
+def _row(kernel: Kernel, variant: Variant, direction: str, backend: str, dtype: str) -> dict[str, Any]:
+    worst, bound, excess, verdict = 0.0, TOLERANCE, -np.inf, "ok"
+    for seed, shape in enumerate(SHAPES):
+        arrays, options, truth = _prepared(kernel, variant, direction, dtype, shape, seed)
+        with choice.use_backend(backend):
+            results = _compute(kernel, direction, arrays, options)
+        error, allowed, over = truth.excess(results)
+        worst = max(worst, error)
+        if over > excess:
+            excess, bound = over, allowed
+        if over > 0:
+            verdict = "breach"
+        elif verdict == "ok" and shape == SHAPES[1] and _blind(truth, kernel, direction, arrays, options, results):
+            verdict = "blind"
+    return {"error_ulp": worst, "bound_ulp": bound, "verdict": verdict, "truth": f"composed in {np.dtype(_WIDER[dtype]).name}"}
+
+
+def _gradient_row(kernel: Kernel, variant: Variant, backend: str) -> dict[str, Any]:
+    worst = 0.0
+    for seed in (2, 4):
+        worst = max(worst, gradient_error(kernel, variant, backend, seed))
+    verdict = "ok" if worst <= GRADIENT_TOLERANCE else "breach"
+    return {"error_ulp": worst, "bound_ulp": GRADIENT_TOLERANCE, "verdict": verdict, "truth": "central differences"}
+
+
+def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) -> float:
+    """How far the gradients are from central differences along random directions, in ULP of float64."""
+    options = dict(variant.options)
+    arrays = sample(kernel, variant, (4, 7), "float64", seed)
+    rng = np.random.default_rng(seed)
+    worst = 0.0
+    with choice.use_backend(backend):
+        y, pullback = kernel.vjp(**arrays, **options)
+        dy = rng.standard_normal(np.shape(y))
+        gradients = pullback(dy)
+        names = [n for n in kernel.declaration.inputs if n in arrays]
+        for name, gradient in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True):
+            if gradient is None:
+                continue
+            scale = arrays[name] if kernel.declaration.domain.get(name, "real") != "real" else 1.0
+            errors = []
+            for step in (scale * rng.standard_normal(arrays[name].shape) for _ in range(3)):
+                ahead, behind = (kernel(**(arrays | {name: arrays[name] + h * step}), **options) for h in (STEP, -STEP))
+                difference = dy * (np.asarray(ahead) - np.asarray(behind)) / (2 * STEP)
+                size = np.sum(np.abs(difference)) + np.sum(np.abs(gradient * step))
+                errors.append(float(abs(np.sum(difference) - np.sum(gradient * step)) / (np.spacing(size) or 1.0)))
+            worst = max(worst, float(np.median(errors)))  # a step across a kink, as relu's, spoils one direction
+    return worst
+
+
+def assert_parity(kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: Iterable[str] = ("float32", "float64")) -> None:
+    """Raise AssertionError unless a kernel computes the same on all backends, forward and backward.
+
+    Parameters
+    ----------
+    kernel
+        Any kernel, your own included.
+    backends
+        Names as `xpnn.use_backend` takes them.
+
+    Raises
+    ------
+    AssertionError
+        With the rows of the parity table that breach their bound.
+
+    Examples
+    --------
+    >>> import xpnn
+    >>> xpnn.testing.assert_parity(xpnn.relu)
+    """
+    bad = [row for row in parity_rows([kernel], backends, dtypes) if row["verdict"] != "ok"]
+    if bad:
+        raise AssertionError("\n".join(", ".join(f"{k}={v}" for k, v in row.items()) for row in bad))
+
+
+__all__ = ["BackendError", "assert_parity", "gradient_error", "parity_rows", "sample", "truth_of", "ulps", "variants"]

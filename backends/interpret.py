@@ -1,0 +1,117 @@
+"""Runs a program node by node in NumPy, and says beside each value how large the terms were that it was made of.
+
+That size is the yardstick for rounding errors: a difference of two large numbers cannot be as exact as its small result
+asks for. It follows from first-order error analysis: a rounded operation adds an error of its result's size, and carries
+its arguments' errors on by its derivative. Inputs are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpnn.backends.program import Node, Program, walk
+
+Array = np.ndarray[Any, Any]
+
+
+class Sized(NamedTuple):
+    """A value, and the size of its largest term."""
+
+    value: Array
+    size: Array
+
+
+_VALUES: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "maximum": np.maximum, "minimum": np.minimum,
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+    "and": np.logical_and, "or": np.logical_or, "not": np.logical_not, "abs": np.abs, "neg": np.negative, "exp": np.exp,
+    "log": np.log, "sqrt": np.sqrt, "tanh": np.tanh, "isnan": np.isnan, "where": np.where, "matmul": np.matmul,
+    "transpose": np.transpose,
+    "row_sum": lambda a: np.sum(a, axis=-1, keepdims=True),
+    "row_max": lambda a: np.max(a, axis=-1, keepdims=True),
+    "column_sum": lambda a: np.sum(a, axis=0, keepdims=True),
+    "sum_rows": lambda a: np.sum(a, axis=0, keepdims=True),
+}  # fmt: skip
+
+
+def interpret(program: Program, inputs: Mapping[str, Array], options: Mapping[str, float]) -> dict[str, Sized]:
+    """The results of a program on canonical arrays, computed in their own dtype."""
+    extents = {
+        s: size
+        for name, node in program.inputs.items()
+        if name in inputs
+        for s, size in zip(node.shape, inputs[name].shape, strict=True)
+    }
+    dtype = np.result_type(*(a.dtype for a in inputs.values() if a.dtype.kind == "f"))
+    known: dict[Node, Sized] = {}
+    with np.errstate(all="ignore"):
+        for node in walk(program.outputs.values()):
+            known[node] = _step(node, [known[a] for a in node.args], inputs, options, extents, dtype)
+    return {name: known[node] for name, node in program.outputs.items()}
+
+
+def _step(
+    node: Node, args: list[Sized], inputs: Mapping[str, Array], options: Mapping[str, float], extents: Mapping[Any, int], dtype: Any
+) -> Sized:
+    if node.op in ("input", "option", "constant", "extent", "columns"):
+        leaf = {
+            "input": lambda: inputs[node.value],
+            "option": lambda: np.asarray(options[node.value], dtype if node.dtype == "float" else np.int64),
+            "constant": lambda: np.asarray(node.value, dtype if node.dtype == "float" else None),
+            "extent": lambda: np.asarray(extents[node.value]),
+            "columns": lambda: np.arange(extents[node.value])[None, :],
+        }[node.op]()
+        return Sized(np.atleast_2d(leaf), np.zeros(np.atleast_2d(leaf).shape))
+    values = [a.value for a in args]
+    if node.op == "cast":
+        shape = tuple(1 if s == 1 else extents.get(s, n) for s, n in zip(node.shape, values[0].shape, strict=True))
+        kind = {"float": dtype, "int": np.int64, "bool": bool}[node.dtype]
+        return Sized(np.broadcast_to(values[0].astype(kind), shape), np.broadcast_to(args[0].size, shape))
+    if node.op == "gather":
+        return Sized(*(_gather(a, values[1]) for a in args[0]))
+    value = _VALUES[node.op](*values)
+    return Sized(value, np.nan_to_num(_size(node.op, value, args), posinf=np.finfo(dtype).max))
+
+
+def _gather(a: Array, index: Array) -> Array:
+    inside = (index >= 0) & (index < a.shape[1])
+    rows = np.broadcast_to(a, (index.shape[0], a.shape[1]))
+    return np.where(inside, np.take_along_axis(rows, np.where(inside, index, 0), axis=1), np.nan)
+
+
+def _size(op: str, v: Array, args: list[Sized]) -> Any:
+    """The size of the largest term in a result."""
+    sizes = [a.size for a in args]
+    a, b = args[0], args[-1]
+    own = np.abs(v) if v.dtype.kind == "f" else np.zeros(v.shape)
+    carried = {
+        "add": lambda: np.maximum(a.size, b.size),
+        "sub": lambda: np.maximum(a.size, b.size),
+        "mul": lambda: np.maximum(a.size * np.abs(b.value), np.abs(a.value) * b.size),
+        "div": lambda: np.maximum(a.size / np.abs(b.value), own * b.size / np.abs(b.value)),
+        "exp": lambda: own * a.size,
+        "log": lambda: a.size / np.abs(a.value),
+        "tanh": lambda: (1 - v * v) * a.size,
+        "sqrt": lambda: a.size / (2 * own),
+        "matmul": lambda: np.abs(a.value) @ np.maximum(np.abs(b.value), b.size) + a.size @ np.abs(b.value),
+        "row_sum": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=-1, keepdims=True),
+        "column_sum": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=0, keepdims=True),
+        "sum_rows": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=0, keepdims=True),
+    }
+    exact = {
+        "where": lambda: np.where(args[0].value, sizes[1], sizes[2]) if len(args) == 3 else 0.0,
+        "row_max": lambda: np.max(a.size, axis=-1, keepdims=True),
+        "maximum": lambda: np.maximum(*sizes),
+        "minimum": lambda: np.maximum(*sizes),
+        "transpose": lambda: a.size.T,
+        "abs": lambda: a.size,
+        "neg": lambda: a.size,
+    }
+    if op in exact:
+        return np.broadcast_to(exact[op](), v.shape)
+    if op not in carried:  # comparisons and logic
+        return own
+    return np.maximum(own, np.nan_to_num(np.where(np.isfinite(carried[op]()), carried[op](), 0.0)))
