@@ -1,0 +1,226 @@
+"""Who is timed: fused xpnn, the same formulas composed on NumPy, and on request other libraries' own functions.
+
+Each is used as its documentation recommends, with as many threads as xpnn; compilation is excluded. Those that can
+write into given arrays do; the composed formulas cannot. Every result is compared with the fused one before anything
+is timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+import xpnn
+from xpnn.backends.choice import use_backend
+from xpnn.benchmarks.cases import Array, Case
+from xpnn.benchmarks.timing import Contender
+
+OURS, COMPOSED = "xpnn", "numpy"
+PEERS = ("torch", "torch.compile", "jax.jit")
+
+
+class WrongResultError(AssertionError):
+    """A contender computes something else than the fused kernel: a mistake in the benchmark or in the kernel."""
+
+
+def contenders(
+    case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()
+) -> tuple[dict[str, Contender], list[str]]:
+    """Those who compete in a case, checked against the fused kernel; and why others do not.
+
+    Raises
+    ------
+    WrongResultError
+        Where one differs from the fused result.
+    BackendError
+        Where the kernel cannot be fused.
+    """
+    found = {OURS: _own(case, arrays, "numba"), COMPOSED: _own(case, arrays, "numpy")}
+    notes = []
+    for name in peers:
+        make = _torch if name.startswith("torch") else _jax
+        try:
+            found[name] = make(case, arrays, name)
+            found[name].call()  # compiles
+        except Exception as error:  # a library that is missing or that cannot; a wrong result is found below
+            found.pop(name, None)
+            notes.append(
+                f"{case.name}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            )
+    truth = _values(found[OURS])
+    for name, contender in found.items():
+        if name != OURS:
+            _compare(case, name, truth, _values(contender))
+    return found, notes
+
+
+def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
+    """xpnn on one of its backends; the fused one writes into arrays that a first call has made."""
+    kernel, inputs = case.kernel, case.kernel.declaration.inputs
+    args = [arrays[n] for n in inputs if n in arrays]
+    options: dict[str, Any] = dict(case.options)
+    if args and list(arrays)[: len(args)] != list(inputs)[: len(args)]:  # one in the middle is left out
+        args, options = [], options | {n: a for n, a in arrays.items() if n in inputs}
+    with use_backend(backend):
+        run: Callable[..., Any] = kernel if case.direction == "forward" else kernel.value_and_grad
+        if case.direction == "backward":
+            _, run = kernel.vjp(*args, **options)
+            args, options = [arrays["d" + n] for n in kernel.declaration.outputs], {}
+        if backend == "numba":
+            first = run(*args, **options)
+            out = _buffers(first[1] if case.direction == "value_and_grad" else first)
+            if out is not None:
+                options["out"] = out
+    return Contender(functools.partial(run, *args, **options), functools.partial(use_backend, backend))
+
+
+def _buffers(results: Any) -> Any:
+    """Results as `out`: arrays to write into, None for plain numbers."""
+    if isinstance(results, tuple):
+        found = tuple(_buffers(r) for r in results)
+        return None if all(f is None for f in found) else found
+    return results if isinstance(results, np.ndarray) and results.ndim else None
+
+
+# --- other libraries ------------------------------------------------------------------------------------------------
+
+
+def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
+    """PyTorch's own functions, eager or compiled; gradients through autograd, as in training."""
+    from xpnn.backends.numba import pool
+
+    torch: Any = importlib.import_module("torch")
+    f = torch.nn.functional
+    functions: dict[str, Callable[..., Any]] = {
+        "softmax": lambda x: torch.softmax(x, -1),
+        "log_softmax": lambda x: torch.log_softmax(x, -1),
+        "logsumexp": lambda x: torch.logsumexp(x, -1),
+        "cross_entropy": f.cross_entropy,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+        "log": torch.log,
+        "linear": lambda x, w, b: torch.relu(f.linear(x, w, b)),
+    }
+    into: dict[str, Callable[..., Any]] = {  # the same, into an array
+        "softmax": lambda x, y: torch.softmax(x, -1, out=y),
+        "log_softmax": lambda x, y: torch.log_softmax(x, -1, out=y),
+        "logsumexp": lambda x, y: torch.logsumexp(x, -1, out=y),
+        "sigmoid": lambda x, y: torch.sigmoid(x, out=y),
+        "tanh": lambda x, y: torch.tanh(x, out=y),
+        "relu": lambda x, y: torch.clamp_min(x, 0, out=y),
+        "log": lambda x, y: torch.log(x, out=y),
+        "linear": lambda x, w, b, y: torch.addmm(b, x, w.T, out=y).relu_(),
+    }
+    function = _native(functions, case, "PyTorch")
+    torch.set_num_threads(pool.count())
+    given = [torch.from_numpy(arrays[n]) for n in case.kernel.declaration.inputs if n in arrays]
+    compiled = name == "torch.compile"
+    if compiled:
+        torch._dynamo.reset()
+        config: Any = importlib.import_module("torch._functorch.config")
+        config.donated_buffer = False  # lets a compiled graph run backward more than once
+        function = torch.compile(function, dynamic=False)
+    call: Callable[..., Any]
+    if case.direction == "forward":
+        if compiled:
+            call = functools.partial(function, *given)
+        else:
+            y = function(*given)
+            call = functools.partial(into[case.kernel.__name__], *given, y)
+        return Contender(call, torch.no_grad, reports_memory=False)
+    x, *others = given
+    x.requires_grad_(True)
+    if case.direction == "backward":
+        y = function(x, *others)
+        dy = torch.from_numpy(arrays["dy"])
+        call = functools.partial(torch.autograd.grad, y, x, dy, retain_graph=True)
+    else:
+
+        def call() -> Any:
+            loss = function(x, *others)
+            return loss.detach(), torch.autograd.grad(loss, x)
+
+    return Contender(call, reports_memory=False)
+
+
+def _jax(case: Case, arrays: dict[str, Array], name: str) -> Contender:
+    """JAX's own functions under jit, each call waiting for its result."""
+    from xpnn.backends.numba import pool
+
+    os.environ.setdefault("NPROC", str(pool.count()))  # the size of XLA's thread pool
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax: Any = importlib.import_module("jax")
+    jnp = jax.numpy
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+
+    def cross_entropy(x: Any, t: Any) -> Any:
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), t[:, None], axis=1))
+
+    functions: dict[str, Callable[..., Any]] = {
+        "softmax": jax.nn.softmax,
+        "log_softmax": jax.nn.log_softmax,
+        "logsumexp": lambda x: jax.nn.logsumexp(x, axis=-1),
+        "cross_entropy": cross_entropy,
+        "sigmoid": jax.nn.sigmoid,
+        "tanh": jnp.tanh,
+        "relu": jax.nn.relu,
+        "log": jnp.log,
+        "linear": lambda x, w, b: jax.nn.relu(x @ w.T + b),
+    }
+    function = _native(functions, case, "JAX")
+    given = [jnp.asarray(arrays[n]) for n in case.kernel.declaration.inputs if n in arrays]
+    if case.direction == "forward":
+        run = functools.partial(jax.jit(function), *given)
+    elif case.direction == "value_and_grad":
+        run = functools.partial(jax.jit(jax.value_and_grad(function)), *given)
+    else:
+        _, pullback = jax.jit(lambda *a: jax.vjp(function, *a))(*given)
+        run = functools.partial(jax.jit(lambda p, dy: p(dy)), pullback, jnp.asarray(arrays["dy"]))
+    return Contender(lambda: jax.block_until_ready(run()), reports_memory=False)
+
+
+def _native(functions: dict[str, Callable[..., Any]], case: Case, library: str) -> Callable[..., Any]:
+    """A library's function for a case's kernel; a user's own kernel may bear the same name and is not it."""
+    function = functions.get(case.kernel.__name__)
+    if function is None or case.kernel is not getattr(xpnn, case.kernel.__name__, None):
+        raise LookupError(f"{library} has no function of its own for it")
+    return function
+
+
+# --- the check before the race --------------------------------------------------------------------------------------
+
+
+def _values(contender: Contender) -> list[Array]:
+    with contender.scope():
+        return list(_flat(contender.call()))
+
+
+def _flat(results: Any) -> Iterable[Array]:
+    if isinstance(results, tuple | list):
+        for r in results:
+            yield from _flat(r)
+    elif results is not None:
+        yield np.asarray(results.detach() if hasattr(results, "detach") else results)
+
+
+def _compare(case: Case, name: str, truth: list[Array], values: list[Array]) -> None:
+    """Raise unless results agree as two ways to compute the same may: to find mistakes; `parity` measures errors."""
+    relative = 1e-4 if case.dtype == "float32" else 1e-11
+    if len(truth) != len(values):
+        raise WrongResultError(f"{case.name}: {name} gives {len(values)} results, xpnn {len(truth)}")
+    for expected, got in zip(truth, values, strict=True):
+        if got.shape != expected.shape:
+            raise WrongResultError(f"{case.name}: {name} gives shape {got.shape}, xpnn {expected.shape}")
+        scale = float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
+        absolute = 32 * float(np.finfo(expected.dtype).eps) * scale
+        if not np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
+            worst = float(np.nanmax(np.abs(got.astype(np.float64) - expected)))
+            raise WrongResultError(
+                f"{case.name}: {name} differs from xpnn by up to {worst:.3g}, of values up to {scale:.3g}"
+            )

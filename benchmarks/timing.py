@@ -1,0 +1,113 @@
+"""Timing contenders side by side, A B A B, so that whatever else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLE = 1e-3  # seconds that one sample lasts at least; shorter calls are repeated within it
+PAUSE = 2e-3  # seconds between samples, in which the threads of the last contender's library stop spinning
+ROUNDS = 3, 200  # at least, at most
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time.
+
+    Attributes
+    ----------
+    call
+        Timed with its own overhead: a `functools.partial` for most, about 40 ns.
+    scope
+        Entered around each sample, outside its time.
+    reports_memory
+        Whether what it allocates is seen by tracemalloc; NumPy's arrays are, other libraries' are not.
+    """
+
+    call: Callable[[], Any]
+    scope: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    reports_memory: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A contender's median over samples, in seconds a call, with the quartiles around it."""
+
+    seconds: float
+    quartiles: tuple[float, float]
+    samples: int
+    calls_per_sample: int
+
+
+def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str, Timing]:
+    """Time contenders in turn until the time is spent, but for three rounds at least.
+
+    Before each sample of a short call one call goes untimed: it warms what the others have driven from the caches.
+
+    Parameters
+    ----------
+    seconds
+        How long each contender may take, unless three rounds take longer.
+    """
+    loops: dict[str, int] = {}
+    for name, contender in contenders.items():
+        with contender.scope():
+            contender.call()
+            once = min(_sample(contender.call, 1) for _ in range(3))
+            if once < SAMPLE:  # one call's time may be mostly the clock's: ask again
+                once = min(_sample(contender.call, 10) / 10 for _ in range(3))
+        loops[name] = max(1, round(SAMPLE / max(once, 1e-9)))
+    end = time.perf_counter() + seconds * len(contenders)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    least, most = ROUNDS
+    for done in range(most):
+        if done >= least and time.perf_counter() > end:
+            break
+        for name, contender in contenders.items():
+            time.sleep(PAUSE)
+            with contender.scope():
+                if samples[name] and samples[name][-1] < 10 * SAMPLE:
+                    contender.call()
+                samples[name].append(_sample(contender.call, loops[name]) / loops[name])
+    return {n: _timing(s, loops[n]) for n, s in samples.items()}
+
+
+def _timing(samples: list[float], loops: int) -> Timing:
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, (low, high), len(samples), loops)
+
+
+def _sample(call: Callable[[], Any], count: int) -> float:
+    turns = range(count)
+    start = time.perf_counter()
+    for _ in turns:
+        call()
+    return time.perf_counter() - start
+
+
+def extra_memory(contender: Contender) -> int | None:
+    """Peak of the bytes that a call allocates beyond its inputs and its results; in a call of its own, untimed.
+
+    None where the library does not report to tracemalloc.
+    """
+    if not contender.reports_memory:
+        return None
+    with contender.scope():
+        contender.call()
+        tracemalloc.start()
+        try:
+            contender.call()  # tracemalloc's own first-time allocations
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            result = contender.call()
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    del result
+    return max(0, peak - max(after, before))

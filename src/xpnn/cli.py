@@ -1,0 +1,262 @@
+"""The command line: `xpnn info`, `xpnn bench`, `xpnn show` and `xpnn parity`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import xpnn
+from xpnn.backends import choice
+from xpnn.backends.kernel import Kernel, registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+WIDTH = 160  # of tables that go to a file or a pipe
+BACKENDS = tuple(name for name in choice.NAMES if name != "auto")
+VERDICTS = {"ok": "green", "breach": "bold red", "blind": "bold yellow"}
+
+_import = click.option(
+    "--import", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.py",
+    help="Run this file first: the @xpnn.kernel functions it defines join the built-in ones.",
+)  # fmt: skip
+_kernels = click.option("--kernel", "names", multiple=True, metavar="NAME", help="Only this kernel; may be repeated.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(xpnn.__version__, prog_name="xpnn")
+def main() -> None:
+    """Neural-network kernels, written once, run composed or fused."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def info(as_json: bool) -> None:
+    """Say what runs here: versions, processor, threads, backends."""
+    from xpnn.benchmarks import machine
+
+    found = machine.describe()
+    states = {name: _available(name) for name in BACKENDS}
+    found["backends"] = states
+    found["chosen"] = choice.current()
+    found["auto"] = {"numpy.ndarray": choice.for_library("numpy").name, "any other array": choice.for_library("").name}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("processor", f"{found['cpu']} ({found['architecture']}), {found['cores']} cores")
+    table.add_row("system", found["system"])
+    table.add_row("threads", f"{found['threads']}, threading layer {found['threading_layer']}")
+    table.add_row("cache", found["cache"])
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    if found["commit"]:
+        table.add_row("commit", found["commit"])
+    table.add_row("backends", "\n".join(f"{name}: {state}" for name, state in states.items()))
+    table.add_row("in force", found["chosen"])
+    table.add_row("auto picks", "\n".join(f"{name} for {kind}" for kind, name in found["auto"].items()))
+    _console().print(table)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="A part of the cases, in about a minute.")
+@_kernels
+@click.option("--peers", is_flag=True, help="Also time PyTorch, torch.compile and jax.jit, where installed.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--json", "to", type=click.Path(allow_dash=True, dir_okay=False, writable=True), metavar="FILE",
+              help='Write medians, machine and versions to FILE; "-" prints them instead of the table.')  # fmt: skip
+@_import
+def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str | None, file: Path | None) -> None:
+    """Time the fused kernels beside their formula composed on NumPy, and beside a copy of as many bytes.
+
+    Every contender's result is compared before it is timed. Close other programs: they share the processor.
+    """
+    from xpnn.benchmarks import report, run
+    from xpnn.benchmarks.cases import cases
+    from xpnn.benchmarks.peers import PEERS, WrongResultError
+
+    if to not in (None, "-") and not Path(to).parent.is_dir():  # said now, not after minutes
+        raise click.UsageError(f"--json {to}: there is no folder {Path(to).parent}")
+    found = cases(_chosen(names, file), quick=quick, dtype=dtype)
+    seconds = run.QUICK if quick else run.FULL
+    results = []
+    with _progress() as progress:
+        task = progress.add_task("", total=len(found))
+        for case in found:
+            progress.update(task, description=f"{case.group} {case.size}")
+            try:
+                results.append(run.measure(case, others=PEERS if peers else (), seconds=seconds))
+            except WrongResultError as error:
+                raise click.ClickException(str(error)) from error
+            progress.advance(task)
+    if to != "-":
+        console = _console()
+        console.print(report.table(results))
+        for line in report.summary(results):
+            console.print(line, style="yellow" if "slower" in line or "not measured" in line else "", highlight=False)
+    if to is not None:
+        text = json.dumps(report.document(results), indent=1)
+        with click.open_file(to, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+
+
+@main.command()
+@click.argument("kernel")
+@click.option("--backend", type=click.Choice(BACKENDS), default="numba", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option(
+    "--direction", type=click.Choice(["forward", "backward", "value_and_grad"]), default="forward", show_default=True
+)
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
+              help="An option, such as reduction=sum or activation=relu; an input that may be left out is passed with "
+              "any value, such as weight=1. May be repeated.")  # fmt: skip
+@_import
+def show(kernel: str, backend: str, dtype: str, direction: str, options: tuple[str, ...], file: Path | None) -> None:
+    """Print the code that a backend runs for KERNEL."""
+    (chosen,) = _chosen((kernel,), file)
+    values = dict(_option(text) for text in options)
+    try:
+        text = chosen.source(backend=backend, dtype=dtype, direction=direction, **values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    if sys.stdout.isatty():
+        from rich.syntax import Syntax
+
+        _console().print(Syntax(text, "python", background_color="default"))
+    else:
+        click.echo(text)
+
+
+@main.command()
+@_kernels
+@click.option(
+    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this backend; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_import
+@click.pass_context
+def parity(
+    context: click.Context, names: tuple[str, ...], backends: tuple[str, ...], as_json: bool, file: Path | None
+) -> None:
+    """Measure every kernel's error on every backend against its bound; exit with 1 on a breach.
+
+    Errors are in units of the last place. A check that would not notice a wrong result is "blind", and fails too.
+    """
+    kernels = _chosen(names, file)
+    asked = list(backends) or [name for name in BACKENDS if _available(name) == "available"]
+    rows: list[dict[str, Any]] = []
+    with _progress() as progress:
+        task = progress.add_task("", total=len(kernels))
+        for kernel in kernels:
+            progress.update(task, description=kernel.__name__)
+            rows += xpnn.testing.parity_rows([kernel], asked)
+            progress.advance(task)
+    bad = [row for row in rows if row["verdict"] != "ok"]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, default=str))
+    else:
+        _parity_table(rows)
+        click.echo(f"{len(rows) - len(bad)} of {len(rows)} within their bounds")
+    context.exit(1 if bad else 0)
+
+
+def _parity_table(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("kernel", "variant", "backend", "dtype", "direction"):
+        table.add_column(heading)
+    table.add_column("error, ULP", justify="right")
+    table.add_column("bound, ULP", justify="right")
+    table.add_column("verdict")
+    table.add_column("truth")
+    for row in rows:
+        style = VERDICTS.get(row["verdict"], "")
+        cells = [str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction")]
+        numbers = [f"{row[n]:.3g}" for n in ("error_ulp", "bound_ulp")]
+        table.add_row(*cells, *numbers, f"[{style}]{row['verdict']}[/]" if style else row["verdict"], str(row["truth"]))
+    _console().print(table)
+
+
+# --- shared by the commands ---------------------------------------------------------------------------------------
+
+
+def _chosen(names: tuple[str, ...], file: Path | None) -> list[Kernel]:
+    """The kernels asked for by name, or all of them, those of a user's file included."""
+    if file is not None:
+        _run(file)
+    unknown = [name for name in names if name not in registry]
+    if unknown:
+        raise click.UsageError(f"no kernel is called {unknown[0]!r}; there are {', '.join(sorted(registry))}")
+    return [registry[name] for name in names or registry]
+
+
+def _run(file: Path) -> None:
+    """Import a file that lies anywhere."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise click.UsageError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    known = dict(registry)
+    sys.modules.setdefault(file.stem, module)  # where a formula's annotations and pickles are looked up
+    sys.path.insert(0, str(file.resolve().parent))  # its neighbours, as if it were run
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise click.ClickException(f"{file}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if registry == known:
+        raise click.UsageError(f"{file} defines no @xpnn.kernel")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`name=value`: a Python literal, a kernel's name, or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.UsageError(f"--option {text}: expected NAME=VALUE")
+    if value in registry:
+        return name, registry[value]
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _available(name: str) -> str:
+    """Tell "available", or why a backend is not."""
+    try:
+        choice.backend(name)
+    except Exception as error:
+        return f"not available: {error}"
+    return "available"
+
+
+def _console() -> Console:
+    """Standard output: as wide as the terminal, wide enough for every table elsewhere."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def _progress() -> Progress:
+    """A progress bar on standard error, if somebody sees it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    main()
