@@ -1,0 +1,106 @@
+"""The examples: a network's gradients by central differences, and training on handwritten digits."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnn
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ACTIVATIONS = [xpnn.sigmoid, xpnn.tanh, xpnn.relu]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import an example by name, as if it were run."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def load(name):
+        if name == "digits":
+            pytest.importorskip("sklearn")
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_network_gradients(example, backend, activation):
+    """Every slope of a network of three layers, derived and measured."""
+    network = example("network")
+    rng = np.random.default_rng(1)
+    params = network.xavier((4, 6, 5, 3), rng, "float64")
+    params = [(w, b + 0.1 * rng.standard_normal(b.shape)) for w, b in params]
+    x, target = rng.standard_normal((7, 4)), rng.integers(0, 3, 7)
+    step = 1e-5
+    with xpnn.use_backend(backend):
+        _, gradients = network.loss_and_gradients(params, x, target, activation)
+        for layer, derived in zip(params, gradients, strict=True):
+            for p, dp in zip(layer, derived, strict=True):
+                assert dp.shape == p.shape
+                assert np.max(np.abs(dp)) > 1e-3
+                measured = np.empty_like(p)
+                for at in np.ndindex(p.shape):
+                    ends = []
+                    for sign in (1, -1):
+                        kept = p[at]
+                        p[at] = kept + sign * step
+                        logits, _ = network.forward(params, x, activation)
+                        ends.append(xpnn.cross_entropy(logits, target))
+                        p[at] = kept
+                    measured[at] = (ends[0] - ends[1]) / (2 * step)
+                np.testing.assert_allclose(dp, measured, rtol=1e-6, atol=1e-8)
+
+
+def test_network_is_the_notes_page(example):
+    """The same pass written out with the notes' formulas in plain NumPy."""
+    network = example("network")
+    rng = np.random.default_rng(2)
+    (w1, b1), (w2, b2) = params = network.xavier((5, 4, 3), rng, "float64")
+    x, target = rng.standard_normal((6, 5)), rng.integers(0, 3, 6)
+    loss, ((dw1, db1), (dw2, db2)) = network.loss_and_gradients(params, x, target, xpnn.tanh)
+
+    a1 = np.tanh(x @ w1.T + b1)
+    z2 = a1 @ w2.T + b2
+    y = np.exp(z2) / np.exp(z2).sum(axis=1, keepdims=True)
+    truth = np.eye(3)[target]
+    dz2 = (y - truth) / 6
+    dz1 = (dz2 @ w2) * (1 - a1**2)
+    assert loss == pytest.approx(-np.mean(np.sum(truth * np.log(y), axis=1)))
+    for got, want in ((dw2, dz2.T @ a1), (db2, dz2.sum(0)), (dw1, dz1.T @ x), (db1, dz1.sum(0))):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_xavier(example):
+    (w, b), _ = example("network").xavier((300, 200, 10), np.random.default_rng(0))
+    assert w.shape == (200, 300)
+    assert w.dtype == b.dtype == np.float32
+    assert not b.any()
+    assert np.var(w) == pytest.approx(2 / 500, rel=0.02)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda k: k.__name__)
+def test_digits_backends_agree(example, activation):
+    """The loss of every step of the first epoch: composed and fused, to float32 rounding."""
+    train = example("digits").train
+    composed, _ = train(activation, epochs=1, seed=3, backend="numpy")
+    fused, _ = train(activation, epochs=1, seed=3, backend="numba")
+    assert len(composed) == 42
+    np.testing.assert_allclose(fused, composed, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize(("activation", "epochs"), [(xpnn.tanh, 30), (xpnn.relu, 15)], ids=["tanh", "relu"])
+def test_digits_accuracy(example, activation, epochs):
+    losses, accuracy = example("digits").train(activation, epochs=epochs)
+    assert np.mean(losses[-42:]) < np.mean(losses[:42])
+    assert accuracy >= 0.97
+
+
+def test_digits_command(example):
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(example("digits").main, ["--activation", "sigmoid", "--epochs", "1"])
+    assert result.exit_code == 0, result.output
+    assert "test accuracy" in result.output
