@@ -69,6 +69,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def load() -> float:
+    """How many processors other programs keep busy, averaged over the last minute; 0 where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def _output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()

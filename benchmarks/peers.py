@@ -50,7 +50,7 @@ def contenders(
         except Exception as error:  # a library that is missing or that cannot; a wrong result is found below
             found.pop(name, None)
             notes.append(
-                f"{case.name}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                f"{case.group}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
             )
     truth = _values(found[OURS])
     for name, contender in found.items():

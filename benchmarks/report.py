@@ -107,16 +107,21 @@ def summary(results: Sequence[Result]) -> list[str]:
             f"{name}: xpnn is faster in {len(ratios) - len(lost)} of {len(ratios)} cases"
             + (f", slower in: {', '.join(lost)}" if lost else "")
         )
-    return lines + [note for r in results for note in r.notes]
+    return lines + _notes(results)
 
 
-def document(results: Sequence[Result]) -> dict[str, Any]:
-    """The run as JSON: where and when, and every case's medians in seconds."""
+def _notes(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(note for r in results for note in r.notes))
+
+
+def document(results: Sequence[Result], load: float) -> dict[str, Any]:
+    """The run as JSON: where and when, under what load by others, and every case's medians in seconds."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_before": load,
         "machine": machine.describe(),
         "cases": [_entry(r) for r in results if r.timings],
-        "notes": [note for r in results for note in r.notes],
+        "notes": _notes(results),
     }
 
 

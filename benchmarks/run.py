@@ -56,7 +56,7 @@ def measure(case: Case, *, others: Iterable[str] = (), seconds: float = FULL) ->
         arrays = case.arrays()
         racing, result.notes = peers.contenders(case, arrays, others)
     except (BackendError, SubsetError) as error:
-        result.notes.append(f"{case.name}: not measured: {error}")
+        result.notes.append(f"{case.group}: not measured: {error}")
         return result
     limits = ceiling.contenders(case, arrays)
     result.timings = interleave(racing | limits, seconds)

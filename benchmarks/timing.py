@@ -1,8 +1,13 @@
-"""Timing contenders side by side, A B A B, so that whatever else the machine does meets all of them alike."""
+"""Timing contenders side by side, in turn and in turn again, so that whatever the machine does meets all of them alike.
+
+The order changes from round to round: otherwise one contender would always find the caches, and the threads of another
+library, as the same neighbour leaves them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import statistics
 import time
 import tracemalloc
@@ -65,11 +70,14 @@ def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str,
         loops[name] = max(1, round(SAMPLE / max(once, 1e-9)))
     end = time.perf_counter() + seconds * len(contenders)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
+    order, shuffle = list(contenders), random.Random(0).shuffle
     least, most = ROUNDS
     for done in range(most):
         if done >= least and time.perf_counter() > end:
             break
-        for name, contender in contenders.items():
+        shuffle(order)
+        for name in order:
+            contender = contenders[name]
             time.sleep(PAUSE)
             with contender.scope():
                 if samples[name] and samples[name][-1] < 10 * SAMPLE:

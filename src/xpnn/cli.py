@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+BUSY = 0.5  # processors that other programs may keep busy before a timing is called disturbed
 WIDTH = 160  # of tables that go to a file or a pipe
 BACKENDS = tuple(name for name in choice.NAMES if name != "auto")
 VERDICTS = {"ok": "green", "breach": "bold red", "blind": "bold yellow"}
@@ -81,7 +82,7 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
 
     Every contender's result is compared before it is timed. Close other programs: they share the processor.
     """
-    from xpnn.benchmarks import report, run
+    from xpnn.benchmarks import machine, report, run
     from xpnn.benchmarks.cases import cases
     from xpnn.benchmarks.peers import PEERS, WrongResultError
 
@@ -89,6 +90,7 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
         raise click.UsageError(f"--json {to}: there is no folder {Path(to).parent}")
     found = cases(_chosen(names, file), quick=quick, dtype=dtype)
     seconds = run.QUICK if quick else run.FULL
+    load = machine.load()
     results = []
     with _progress() as progress:
         task = progress.add_task("", total=len(found))
@@ -104,8 +106,10 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
         console.print(report.table(results))
         for line in report.summary(results):
             console.print(line, style="yellow" if "slower" in line or "not measured" in line else "", highlight=False)
+        if load > BUSY:
+            console.print(f"load before the run was {load:.1f}: other programs disturbed these timings", style="red")
     if to is not None:
-        text = json.dumps(report.document(results), indent=1)
+        text = json.dumps(report.document(results, load), indent=1)
         with click.open_file(to, "w", encoding="utf-8") as stream:
             stream.write(text + "\n")
 
