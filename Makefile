@@ -30,7 +30,7 @@ bench: $(VENV)/installed  ## what runs here, worst errors, timings: xpnn info, x
 	$(VENV)/bin/xpnn bench
 
 test: $(VENV)/tests  ## the whole suite, and the doctests of the installed package
-	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn
+	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn --ignore-glob='*/xpnn/benchmarks/test_*.py'
 
 lint: $(VENV)/lint  ## ruff on the sources, mypy on the installed package
 	$(python) -m ruff check .
