@@ -33,9 +33,11 @@ test: $(VENV)/tests  ## the whole suite, and the doctests of the installed packa
 	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn --ignore-glob='*/xpnn/benchmarks/test_*.py'
 
 lint: $(VENV)/lint  ## ruff on the sources, mypy on the installed package
-	$(python) -m ruff check .
-	$(python) -m ruff format --check .
-	$(python) -m mypy -p xpnn
+	@status=0; set -x; \
+	$(python) -m ruff check . || status=1; \
+	$(python) -m ruff format --check . || status=1; \
+	$(python) -m mypy -p xpnn || status=1; \
+	exit $$status
 
 format: $(VENV)/lint  ## let ruff format the sources and repair what it can
 	$(python) -m ruff check --fix .
