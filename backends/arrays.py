@@ -76,10 +76,14 @@ def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
     raise TypeError(wrong(kernel, name, f"dtype {dtype}", "real numbers"))
 
 
-@functools.cache
 def dtype_name(dtype: Any) -> str:
     """"float32" for any library's float32."""
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+    return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+@functools.cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Frame:
         if kind is Full:
             if array.shape != self.shape:
                 array = xp.broadcast_to(array, self.shape)
-            if self.axis is not None and self.axis != len(self.shape) - 1:
+            if self.shape and self.axis is not None and self.axis != len(self.shape) - 1:
                 array = xp.moveaxis(array, self.axis, -1)
             return array if array.shape == (self.rows, self.columns) else xp.reshape(array, (self.rows, self.columns))
         if kind is Wide:
@@ -137,7 +141,7 @@ class Frame:
         target = self.result_shape(shape, array.shape)
         if array.shape == target:
             return array
-        if shape[0] == "R" and shape[1] != 1 and self.axis is not None and self.axis != len(target) - 1:
+        if shape[0] == "R" and shape[1] != 1 and target and self.axis is not None and self.axis != len(target) - 1:
             moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])
             return xp.moveaxis(xp.reshape(array, moved), -1, self.axis)
         return xp.reshape(array, target)
@@ -167,7 +171,7 @@ def frame(
     if not shape:
         if axis not in (-1, 0):
             raise ValueError(wrong(kernel, "axis", axis, "-1 or 0 for a 0-d array"))
-        shape, axis = (1,), 0
+        return Frame((), 0, 1, 1)
     assert axis is not None
     if not -len(shape) <= axis < len(shape):
         raise ValueError(wrong(kernel, "axis", axis, f"-{len(shape)} <= axis < {len(shape)} for shape {shape}"))

@@ -372,7 +372,7 @@ def _collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     if lib == "numpy" and type(first) is not np.ndarray:
         raise TypeError(wrong(what, next(iter(raw)), type(first).__name__, "an array"))
     if lib != "numpy":
-        devices = {str(array_api_compat.device(a)) for a in raw.values()}
+        devices = {str(d) for a in raw.values() if (d := array_api_compat.device(a)) is not None}  # a traced array has none
         if len(devices) > 1:
             raise TypeError(wrong(what, "arrays", f"devices {' and '.join(sorted(devices))}", "one device"))
     classes = {n: dtype_class(xp, what, n, a.dtype) for n, a in raw.items()}
@@ -384,7 +384,7 @@ def _collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
             other = " or floats" if len(choices) > 1 else ""
             raise TypeError(wrong(what, n, f"dtype {dtype_name(raw[n].dtype)}", f"integers{other}"))
     floats = [raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"]
-    dtype = xp.result_type(*floats) if floats else xp.float64
+    dtype = xp.result_type(*floats) if floats else np.dtype(np.float64) if xp is np else xp.float64
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
     if d.check is not None:
         d.check(kinds, shapes, bound.options)
@@ -577,6 +577,9 @@ def value_and_grad(
     results = call.run((*d.outputs, *gradients), _outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
         remember(call, "value_and_grad", args, (*d.outputs, *gradients), gradients)
+    for n in names:
+        if "d" + n not in results:
+            raise ValueError(wrong(what, "wrt", repr(n), "an input that the kernel has a gradient for"))
     single = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return _single(tuple(results[n] for n in d.outputs)), found[0] if single else found

@@ -98,9 +98,15 @@ def parse(
             options[p.name] = p.default
     if not inputs:
         raise TypeError(f"kernel {name}: at least one input is needed")
-    for key in off:
-        if key not in options:
-            raise TypeError(f"kernel {name}: off names {key!r}, which is not an option")
+    if not outputs:
+        raise TypeError(f"kernel {name}: outputs: got none, expected at least one name")
+    for what, keys, known in (
+        ("off", off, options), ("wrt", wrt or (), inputs), ("domain", domain, inputs),
+        *(("variants", v, options) for v in variants),
+    ):  # fmt: skip
+        for key in keys:
+            if key not in known:
+                raise TypeError(f"kernel {name}: {what} names {key!r}, expected one of {', '.join(known) or 'none'}")
     names = [*inputs, *options, *outputs, *saved]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:

@@ -82,11 +82,9 @@ class Kernel:
         return call.forward(self, args, kwargs)
 
     def _short_way(self, direction: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
-        try:
-            first = args[0]
-            return self._fast.get((direction, _context(), choice.process, first.dtype, first.ndim, len(args)))
-        except (AttributeError, IndexError, TypeError):
+        if not args or type(first := args[0]) is not np.ndarray:
             return None
+        return self._fast.get((direction, _context(), choice.process, first.dtype, first.ndim, len(args)))
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.

@@ -12,11 +12,12 @@ A value that is dear to compute and needed in two phases is kept in the row of a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from xpnn.backends.program import GRID_REDUCTIONS, ROW_REDUCTIONS, Node, Program, Stage, stages, walk, within_pass
+from xpnn.backends.program import GRID_REDUCTIONS, ROW_REDUCTIONS, Node, Program, Stage, stages, substitute, walk, within_pass
 
 CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
@@ -50,7 +51,40 @@ class Emitted:
 
 def emit(program: Program, dtype: str, banner: str) -> Emitted:
     """Write the module that computes a loop program in float32 or float64."""
-    return _Module(program, dtype, banner).emit()
+    given = (*program.inputs, *program.outputs, *program.options)
+    safe: dict[str, str] = {}
+    for name in given:
+        while _OURS.fullmatch(name) or name in {*safe.values(), *given} - {name}:
+            name += "_"
+        safe[given[len(safe)]] = name
+    emitted = _Module(_renamed(program, safe), dtype, banner).emit()
+    back = {new: old for old, new in safe.items()}
+    names = (tuple(back[n] for n in group) for group in (emitted.inputs, emitted.outputs, emitted.numbers, emitted.index))
+    return Emitted(emitted.text, *names, frozenset((back[a], back[b]) for a, b in emitted.unsafe), emitted.work)
+
+
+# names that emitted code uses itself: none of them ends with an underscore
+_OURS = re.compile(
+    r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|column|range"
+    r"|absolute|at|columns|divide|exp\w*|keep|least|load|log\w*|maximum|minimum|negative|peak|row|spread|sqrt|store|tanh"
+    r"|to_float|total|where|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all)|(stage|number|total|sums|t)\d+"
+)
+
+
+def _renamed(program: Program, names: dict[str, str]) -> Program:
+    """The same program with other names for its arrays and numbers."""
+    if all(a == b for a, b in names.items()):
+        return program
+    leaves = (*program.inputs.values(), *program.options.values())
+    new = {n: Node(n.op, (), n.shape, n.dtype, names[n.value]) for n in leaves}
+    outputs = substitute(program.outputs.values(), new)
+    return Program(
+        program.name,
+        {names[k]: new[v] for k, v in program.inputs.items()},
+        {names[k]: new[v] for k, v in program.options.items()},
+        {names[k]: v for k, v in zip(program.outputs, outputs, strict=True)},
+        {names[k]: names.get(v, v) if v else v for k, v in program.index.items()},
+    )
 
 
 class _Module:
