@@ -163,7 +163,10 @@ def parity(
         task = progress.add_task("", total=len(kernels))
         for kernel in kernels:
             progress.update(task, description=kernel.__name__)
-            rows += xpnn.testing.parity_rows([kernel], asked)
+            for row in xpnn.testing.parity_rows([kernel], asked):
+                rows.append(row)
+                seen = " ".join(str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction"))
+                progress.update(task, description=f"{seen}: {row['verdict']}")
             progress.advance(task)
     bad = [row for row in rows if row["verdict"] != "ok"]
     if as_json:
