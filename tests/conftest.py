@@ -51,7 +51,7 @@ class Library:
     xp: Any
 
     def array(self, values: Any) -> Any:
-        return self.xp.asarray(values)
+        return self.xp.asarray(np.array(values))  # a copy: torch and JAX would share NumPy's memory
 
     def numpy(self, array: Any) -> np.ndarray:
         """The values of one of the library's own arrays; anything else fails."""

@@ -114,7 +114,8 @@ def test_special_rows(backend: str, name: str, dtype: Any, width: int, close: Ca
     assert np.isnan(want[0]) or not np.delete(y[1], places).any(), "a mask gives exact zeros"
     given = np.array(row, dtype)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        logs = np.where(np.equal(want, 0), given - given.max() - np.log(np.count_nonzero(want)), np.log(want))
+        rest = (given - given.max()).astype(np.float64) - np.log(np.count_nonzero(want))
+        logs = np.where(np.equal(want, 0), rest, np.log(want))
     close(log_y[1, places], logs)
     np.testing.assert_allclose(lse[1], total, rtol=1e-6 if dtype == np.float32 else 1e-14)
     for k in (xpnn.softmax, xpnn.log_softmax, xpnn.logsumexp):  # the neighbours do not notice
