@@ -77,7 +77,7 @@ def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
 
 
 def dtype_name(dtype: Any) -> str:
-    """"float32" for any library's float32."""
+    """ "float32" for any library's float32."""
     return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
@@ -148,7 +148,12 @@ class Frame:
 
 
 def frame(
-    kernel: str, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, type[Kind]], axis: int | None, aware: bool, given: bool
+    kernel: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, type[Kind]],
+    axis: int | None,
+    aware: bool,
+    given: bool,
 ) -> Frame:
     """Work out rows and columns from the arguments' shapes.
 
@@ -163,7 +168,9 @@ def frame(
     try:
         shape = shapes[full[0]] if len(full) == 1 else np.broadcast_shapes(*(shapes[n] for n in full))
     except ValueError:
-        raise ValueError(wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")) from None
+        raise ValueError(
+            wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")
+        ) from None
     if not aware:
         return Frame(shape, None, 1, math.prod(shape))
     if not shape and Matrix in kinds.values():
@@ -176,7 +183,12 @@ def frame(
     if not -len(shape) <= axis < len(shape):
         raise ValueError(wrong(kernel, "axis", axis, f"-{len(shape)} <= axis < {len(shape)} for shape {shape}"))
     axis %= len(shape)
-    result = Frame(shape, axis, math.prod(shape) // shape[axis] if shape[axis] else math.prod(shape[:axis] + shape[axis + 1 :]), shape[axis])
+    result = Frame(
+        shape,
+        axis,
+        math.prod(shape) // shape[axis] if shape[axis] else math.prod(shape[:axis] + shape[axis + 1 :]),
+        shape[axis],
+    )
     for name, kind in kinds.items():
         have = shapes[name]
         if kind in (Row, Index):
@@ -184,13 +196,27 @@ def frame(
             if have == result.lead:
                 if not given and len(shape) > 2 and have == other and axis != 1:
                     raise ValueError(
-                        wrong(kernel, name, f"shape {have} with {full[0]} {shape}", "axis=-1 or axis=1 to be given: both would fit")
+                        wrong(
+                            kernel,
+                            name,
+                            f"shape {have} with {full[0]} {shape}",
+                            "axis=-1 or axis=1 to be given: both would fit",
+                        )
                     )
             else:
                 hint = "; PyTorch layout? pass axis=1" if len(shape) > 1 and axis != 1 and have == other else ""
-                raise ValueError(wrong(kernel, name, f"shape {have}", f"{result.lead}, {full[0]}'s shape {shape} without axis {axis}{hint}"))
+                raise ValueError(
+                    wrong(
+                        kernel,
+                        name,
+                        f"shape {have}",
+                        f"{result.lead}, {full[0]}'s shape {shape} without axis {axis}{hint}",
+                    )
+                )
         elif kind is Wide and have[:-1] != result.lead:
-            raise ValueError(wrong(kernel, name, f"shape {have}", f"{(*result.lead, '*')}, as many rows as {full[0]}'s {shape}"))
+            raise ValueError(
+                wrong(kernel, name, f"shape {have}", f"{(*result.lead, '*')}, as many rows as {full[0]}'s {shape}")
+            )
         elif kind is Column and len(have) != 1:
             raise ValueError(wrong(kernel, name, f"shape {have}", "one dimension"))
         elif kind is Matrix and len(have) != 2:
@@ -211,4 +237,6 @@ def check_extents(
             if s != 1 and sizes.setdefault(s, size) != size:
                 want = [*shapes[name]]
                 want[axis if len(want) > 1 else 0] = sizes[s]
-                raise ValueError(wrong(kernel, name, f"shape {shapes[name]}", f"{tuple(want)} to fit the other arguments"))
+                raise ValueError(
+                    wrong(kernel, name, f"shape {shapes[name]}", f"{tuple(want)} to fit the other arguments")
+                )

@@ -80,7 +80,9 @@ def parse(
     parameters = list(inspect.signature(formula).parameters.values())
     name = formula.__name__
     if not parameters or parameters[0].name != "xp":
-        raise TypeError(f"kernel {name}: the first parameter must be xp, got {parameters[0].name if parameters else 'none'}")
+        raise TypeError(
+            f"kernel {name}: the first parameter must be xp, got {parameters[0].name if parameters else 'none'}"
+        )
     hints = typing.get_type_hints(formula)
     inputs: dict[str, Input] = {}
     options: dict[str, Any] = {}
@@ -205,7 +207,11 @@ def trace(
     for name, value in results.items():
         source = d.gradients.get(name)
         if value is not None and source is not None:
-            like = inputs[source] if source in inputs else recording.input(source, _shape(source, d.inputs[source].kind("float")), "float")
+            like = (
+                inputs[source]
+                if source in inputs
+                else recording.input(source, _shape(source, d.inputs[source].kind("float")), "float")
+            )
             results[name] = _as_wide(recording, d, name, recording.lift(value), like)
     outputs = {n: v for n, v in results.items() if v is not None}
     exempt = "ignore_index" if "ignore_index" in d.options else None
@@ -244,4 +250,14 @@ def _as_wide(recording: Trace, d: Declaration, name: str, value: Array, source: 
     return Array(recording, recording.node("cast", (value.node,), (shape[0], shape[1]), "float"))
 
 
-__all__ = ["Declaration", "Formula", "Input", "SubsetError", "evaluate", "parse", "parse_backward", "static_options", "trace"]
+__all__ = [
+    "Declaration",
+    "Formula",
+    "Input",
+    "SubsetError",
+    "evaluate",
+    "parse",
+    "parse_backward",
+    "static_options",
+    "trace",
+]

@@ -54,7 +54,12 @@ def interpret(program: Program, inputs: Mapping[str, Array], options: Mapping[st
 
 
 def _step(
-    node: Node, args: list[Sized], inputs: Mapping[str, Array], options: Mapping[str, float], extents: Mapping[Any, int], dtype: Any
+    node: Node,
+    args: list[Sized],
+    inputs: Mapping[str, Array],
+    options: Mapping[str, float],
+    extents: Mapping[Any, int],
+    dtype: Any,
 ) -> Sized:
     if node.op in ("input", "option", "constant", "extent", "columns"):
         leaf = {

@@ -8,11 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from xpnn.backends import call, choice, declare
+from xpnn.backends import call, choice, declare, prepare
 from xpnn.backends.declare import Check, Declaration, Formula
-from xpnn.backends.kinds import Full, Kind, Scalar
-from xpnn.backends.task import Task
-from xpnn.backends.trace import SubsetError
 
 registry: dict[str, Kernel] = {}
 _OUT = {"out"}
@@ -61,7 +58,7 @@ class Kernel:
     @property
     def has_axis(self) -> bool:
         """Whether the kernel works along rows, and so takes `axis`; element-wise kernels do not."""
-        return call.has_axis(self)
+        return prepare.has_axis(self)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -163,7 +160,7 @@ class Kernel:
         >>> print(xpnn.relu.source().splitlines()[-4].strip())
         n = stop - j
         """
-        return call.source(self, backend, dtype, direction, options)
+        return prepare.source(self, backend, dtype, direction, options)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Which backend a call would run on, and why not a faster one.
@@ -184,7 +181,7 @@ class Kernel:
         >>> import xpnn
         >>> xpnn.softmax.warmup(dtype="float64")
         """
-        call.example_task(self, dtype, direction, options, backend="numba")
+        prepare.example_task(self, dtype, direction, options, backend="numba")
 
 
 class Backward:
@@ -209,7 +206,10 @@ class Backward:
         extra = [p(n, p.KEYWORD_ONLY, default=None) for n in d.inputs if n not in d.backward_parameters]
         options = [p(n, p.KEYWORD_ONLY, default=v) for n, v in d.options.items()]
         axis = [p("axis", p.KEYWORD_ONLY, default=-1)] if self._kernel.has_axis else []
-        arrays = [a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None) for a in arrays]
+        arrays = [
+            a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None)
+            for a in arrays
+        ]
         return inspect.Signature([*arrays, *extra, *options, *axis, p("out", p.KEYWORD_ONLY, default=None)])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -288,7 +288,16 @@ def kernel(
 
     def decorate(f: Formula) -> Kernel:
         made = Kernel(
-            declare.parse(f, outputs=outputs, saved=saved, off=off or {}, wrt=wrt, domain=domain or {}, variants=variants, check=check)
+            declare.parse(
+                f,
+                outputs=outputs,
+                saved=saved,
+                off=off or {},
+                wrt=wrt,
+                domain=domain or {},
+                variants=variants,
+                check=check,
+            )
         )
         registry[made.__name__] = made
         return made
@@ -296,4 +305,4 @@ def kernel(
     return decorate if formula is None else decorate(formula)
 
 
-__all__ = ["Backward", "Full", "Kernel", "Kind", "Scalar", "SubsetError", "Task", "kernel", "np", "registry"]
+__all__ = ["Backward", "Kernel", "kernel", "registry"]

@@ -69,7 +69,12 @@ class Trace:
         return Option(self, self.node("option", (), (1, 1), "int" if isinstance(value, int) else "float", name), off)
 
     def program(
-        self, name: str, inputs: dict[str, Any], options: dict[str, Any], outputs: dict[str, Any], index: dict[str, str | None]
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        options: dict[str, Any],
+        outputs: dict[str, Any],
+        index: dict[str, str | None],
     ) -> Program:
         """The finished recording, with extents that turned out equal written the same."""
         renamed: dict[Node, Node] = {}
@@ -165,25 +170,62 @@ class Array:
         rows, columns = self.node.shape
         return Array(self.trace, self.trace.node("transpose", (self.node,), (columns, rows), self.node.dtype))
 
-    def __add__(self, other: Any) -> Array: return self.trace.apply("add", self, other)
-    def __radd__(self, other: Any) -> Array: return self.trace.apply("add", other, self)
-    def __sub__(self, other: Any) -> Array: return self.trace.apply("sub", self, other)
-    def __rsub__(self, other: Any) -> Array: return self.trace.apply("sub", other, self)
-    def __mul__(self, other: Any) -> Array: return self.trace.apply("mul", self, other)
-    def __rmul__(self, other: Any) -> Array: return self.trace.apply("mul", other, self)
-    def __truediv__(self, other: Any) -> Array: return self.trace.apply("div", self, other)
-    def __rtruediv__(self, other: Any) -> Array: return self.trace.apply("div", other, self)
-    def __neg__(self) -> Array: return self.trace.apply("neg", self)
-    def __abs__(self) -> Array: return self.trace.apply("abs", self)
-    def __lt__(self, other: Any) -> Array: return self.trace.apply("lt", self, other)
-    def __le__(self, other: Any) -> Array: return self.trace.apply("le", self, other)
-    def __gt__(self, other: Any) -> Array: return self.trace.apply("gt", self, other)
-    def __ge__(self, other: Any) -> Array: return self.trace.apply("ge", self, other)
-    def __eq__(self, other: Any) -> Any: return self.trace.apply("eq", self, other)
-    def __ne__(self, other: Any) -> Any: return self.trace.apply("ne", self, other)
-    def __and__(self, other: Any) -> Array: return self.trace.apply("and", self, other)
-    def __or__(self, other: Any) -> Array: return self.trace.apply("or", self, other)
-    def __invert__(self) -> Array: return self.trace.apply("not", self)
+    def __add__(self, other: Any) -> Array:
+        return self.trace.apply("add", self, other)
+
+    def __radd__(self, other: Any) -> Array:
+        return self.trace.apply("add", other, self)
+
+    def __sub__(self, other: Any) -> Array:
+        return self.trace.apply("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Array:
+        return self.trace.apply("sub", other, self)
+
+    def __mul__(self, other: Any) -> Array:
+        return self.trace.apply("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Array:
+        return self.trace.apply("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Array:
+        return self.trace.apply("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Array:
+        return self.trace.apply("div", other, self)
+
+    def __neg__(self) -> Array:
+        return self.trace.apply("neg", self)
+
+    def __abs__(self) -> Array:
+        return self.trace.apply("abs", self)
+
+    def __lt__(self, other: Any) -> Array:
+        return self.trace.apply("lt", self, other)
+
+    def __le__(self, other: Any) -> Array:
+        return self.trace.apply("le", self, other)
+
+    def __gt__(self, other: Any) -> Array:
+        return self.trace.apply("gt", self, other)
+
+    def __ge__(self, other: Any) -> Array:
+        return self.trace.apply("ge", self, other)
+
+    def __eq__(self, other: Any) -> Any:
+        return self.trace.apply("eq", self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.trace.apply("ne", self, other)
+
+    def __and__(self, other: Any) -> Array:
+        return self.trace.apply("and", self, other)
+
+    def __or__(self, other: Any) -> Array:
+        return self.trace.apply("or", self, other)
+
+    def __invert__(self) -> Array:
+        return self.trace.apply("not", self)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -224,10 +266,14 @@ class Option(Array):
         self.off = off
 
     def __eq__(self, other: Any) -> Any:
-        return False if self.off is not None and type(other) is not Option and other == self.off else super().__eq__(other)
+        return (
+            False if self.off is not None and type(other) is not Option and other == self.off else super().__eq__(other)
+        )
 
     def __ne__(self, other: Any) -> Any:
-        return True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
+        return (
+            True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -263,7 +309,13 @@ class Namespace:
         return self._trace.apply("mul", x, x)
 
     def isdtype(self, dtype: Any, kind: str) -> bool:
-        names = {"bool": {"bool"}, "integral": {"int"}, "signed integer": {"int"}, "real floating": {"float"}, "numeric": {"int", "float"}}
+        names = {
+            "bool": {"bool"},
+            "integral": {"int"},
+            "signed integer": {"int"},
+            "real floating": {"float"},
+            "numeric": {"int", "float"},
+        }
         if not isinstance(dtype, DTypeToken) or kind not in names:
             _refuse(f"it calls xp.isdtype with {dtype!r}, {kind!r}")
         return dtype.name in names[kind]

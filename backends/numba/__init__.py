@@ -12,6 +12,7 @@ from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
 from xpnn.backends.trace import SubsetError
 
 DTYPES = ("float32", "float64")
+SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
 
 
 class Numba:
@@ -23,7 +24,9 @@ class Numba:
         if job.library != "numpy":
             raise BackendError(f"backend 'numba' takes NumPy arrays, got {job.library} arrays; use backend 'auto'")
         if job.dtype not in DTYPES:
-            raise BackendError(f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'")
+            raise BackendError(
+                f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'"
+            )
         try:
             program = job.program()
         except SubsetError as error:
@@ -37,7 +40,9 @@ class Numba:
             if isinstance(step, Loop):
                 parts.append(_emitted(step.program, dtype).text)
             else:
-                left, right = (f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True))
+                left, right = (
+                    f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True)
+                )
                 parts.append(f"# {step.result} = np.matmul({left}, {right}), by NumPy's BLAS\n")
         return "\n".join(parts)
 
@@ -54,7 +59,6 @@ class Compiled:
 
     def __init__(self, program: Program, dtype: str) -> None:
         from xpnn.backends.numba import cache
-        from xpnn.backends.numba.emit import SERIAL_BELOW
 
         self.program, self.dtype = program, np.dtype(dtype)
         self.emitted = _emitted(program, dtype)

@@ -70,7 +70,9 @@ def _widened(builder: Any, sig: Any, args: Any) -> list[ir.Value]:
 def _call(builder: Any, name: str, args: list[ir.Value], flags: tuple[str, ...] = ()) -> ir.Value:
     kind = args[0].type
     function = ir.FunctionType(kind, [kind] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"{name}.{_suffix(kind)}"), args, fastmath=flags)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, function, f"{name}.{_suffix(kind)}"), args, fastmath=flags
+    )
 
 
 def _suffix(kind: ir.Type) -> str:
@@ -213,7 +215,8 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         test, *values = args
         if lanes is not None:
             values = [
-                v if isinstance(t, Lanes) else _splat(builder, v, lanes.count) for v, t in zip(values, sig.args[1:], strict=True)
+                v if isinstance(t, Lanes) else _splat(builder, v, lanes.count)
+                for v, t in zip(values, sig.args[1:], strict=True)
             ]
             if not isinstance(sig.args[0], Lanes):
                 test = _splat(builder, test, lanes.count)

@@ -67,7 +67,9 @@ def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any,
         slot = cgutils.alloca_once_value(builder, args[2])
 
         trampoline = ir.Function(
-            builder.module, ir.FunctionType(ir.VoidType(), [_I64] * 3), builder.module.get_unique_name("blocks_of_stage")
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [_I64] * 3),
+            builder.module.get_unique_name("blocks_of_stage"),
         )
         trampoline.linkage = "internal"
         inner = ir.IRBuilder(trampoline.append_basic_block())

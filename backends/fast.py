@@ -1,0 +1,100 @@
+"""The fast path: positional, contiguous NumPy arrays of a kind seen before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnn.backends import choice
+from xpnn.backends.kinds import Full, Index
+
+if TYPE_CHECKING:
+    from xpnn.backends.call import Call
+
+
+def remember(
+    call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]
+) -> None:
+    """Store a short way for calls like this one, where there is one.
+
+    It is a function of the arrays, written for their number, kinds and dimensions; it returns None where anything is not
+    as it was when it was made, and the call then takes the long way, which also words the errors.
+    """
+    ready, fr = call.prepared(wanted), call.frame
+    compiled = getattr(ready.execute, "compiled", None)
+    kinds = {n: kind for n, (kind, _) in call.given.items()}
+    if compiled is None or len(args) != len(call.raw) or not all(type(a) is np.ndarray and a.ndim for a in args[:1]):
+        return
+    e = compiled.emitted
+    known = all(
+        type(a) is np.ndarray
+        and kinds[n] in (Full, Index)
+        and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
+        for n, a in zip(kinds, args, strict=True)
+    )
+    results = {n: ready.shapes[n] for n in e.outputs}
+    plain = set(results.values()) <= {("R", "C"), ("R", 1), (1, 1)} and fr.axis in (None, len(fr.shape) - 1)
+    ambiguous = Index in kinds.values() and len(fr.shape) > 2
+    if not known or not plain or ambiguous or tuple(e.inputs) != tuple(kinds) or set(wanted) != set(results):
+        return
+
+    first = next(iter(kinds))
+    two_dimensional = len(fr.shape) == 2 and fr.axis is not None
+    lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
+    lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
+    if fr.axis is None:
+        lines.append("    rows, columns = 1, size")
+    else:
+        lines += ["    columns = shape[-1]", "    rows = size // columns"]
+    passed = []
+    for n, kind in kinds.items():
+        if n != first:
+            fits = "shape" if kind is Full else "shape[:-1]"
+            lines.append(
+                f"    if type({n}) is not ndarray or {n}.dtype is not {n}_dtype or {n}.shape != {fits}: return None"
+            )
+            lines.append(f"    if not {n}.flags.c_contiguous: return None")
+        view = f"{n}.reshape(rows, {'columns' if kind is Full else '1'})"
+        passed.append(n if kind is Full and two_dimensional else view)
+    for n, shape in results.items():
+        extents = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}[shape]  # type: ignore[index]
+        if given_out == (n,) and shape == ("R", "C"):
+            free = f"{first} is out" if (n, first) not in e.unsafe else "False"
+            lines += [f"    if out is None: {n} = empty({extents}, dtype)", "    else:"]
+            lines.append(
+                "        if type(out) is not ndarray or out.dtype is not dtype or out.shape != shape: return None"
+            )
+            lines.append("        if not out.flags.c_contiguous or not out.flags.writeable: return None")
+            lines.append(f"        if {' or '.join(f'may_share_memory(out, {k})' for k in kinds)}:")
+            lines.append(f"            if not ({free}): return None")
+            lines.append(f"        {n} = out.reshape({extents})")
+        else:
+            lines.append(f"    {n} = empty({extents}, dtype)")
+        passed.append(n)
+    if len(given_out) != 1 or results[given_out[0]] != ("R", "C"):
+        lines.insert(1, "    if out is not None: return None")
+    passed += [f"{n}_value" for n in e.numbers]
+    lines.append(f"    if size < limit: outside = entry(0, 1, {', '.join(passed)})")
+    lines.append(f"    else: outside = run(size, {', '.join(passed)})")
+    lines.append("    if outside >= 0: return None")
+    back = {
+        ("R", "C"): "" if two_dimensional else ".reshape(shape)",
+        ("R", 1): ".reshape(shape[:-1])[()]",
+        (1, 1): "[0, 0]",
+    }
+    values = {n: n + back[results[n]] for n in wanted}  # type: ignore[index]
+    for n in given_out:
+        if results[n] == ("R", "C"):
+            lines.append(
+                f"    if out is not None: return {', '.join('out' if k == n else v for k, v in values.items())}"
+            )
+    lines.append(f"    return {', '.join(values.values())}")
+    scope = {f"{n}_dtype": a.dtype for n, a in zip(kinds, args, strict=True)} | {
+        f"{n}_value": call.options[n] for n in e.numbers
+    }
+    scope |= {"may_share_memory": np.may_share_memory}
+    scope |= {"ndarray": np.ndarray, "empty": np.empty, "dtype": call.dtype, "limit": compiled.serial_below}
+    scope |= {"entry": compiled.call, "run": compiled.direct}
+    exec("\n".join(lines), scope)
+    call.kernel._fast[direction, *choice.state(), args[0].dtype, args[0].ndim, len(args)] = scope["fast"]

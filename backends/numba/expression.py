@@ -1,0 +1,148 @@
+"""Expressions of a program as Python text."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from xpnn.backends.program import Extent, Node, Program
+
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+}
+_CALLS = {
+    "abs": "absolute", "neg": "negative", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh",
+    "maximum": "maximum", "minimum": "minimum", "and": "logical_and", "or": "logical_or", "not": "logical_not",
+}  # fmt: skip
+READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum": "sums", "gather": "taken"}
+
+
+class Context:
+    """What the parts of one emitted module share.
+
+    `extents` says where each symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share
+    memory.
+    """
+
+    def __init__(self, program: Program, dtype: str) -> None:
+        self.program, self.dtype = program, dtype
+        self.unsafe: set[tuple[str, str]] = set()
+        self.extents: dict[str, str] = {}
+        for name, node in (program.inputs | program.outputs).items():
+            for axis, symbol in enumerate(node.shape):
+                if symbol != 1:
+                    self.extents.setdefault(symbol, f"{name}.shape[{axis}]")
+
+    def extent(self, symbol: Extent) -> str:
+        """The variable that holds an extent."""
+        return "1" if symbol == 1 else symbol.replace(".", "_")
+
+    def output_of(self, node: Node) -> str | None:
+        """The output array that a node's values go to."""
+        return next((n for n, v in self.program.outputs.items() if v is node and v.shape != (1, 1)), None)
+
+
+class Writer:
+    """Expressions as text."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.counts: Counter[str] = Counter()
+
+    def fresh(self, node: Node) -> str:
+        base = READABLE.get(node.op, node.op)
+        k = self.counts[base]
+        self.counts[base] += 1
+        return f"{base}_{k}"
+
+    def constant(self, node: Node, kind: str) -> str:
+        value = node.value
+        if kind == "float":
+            text = {"inf": "np.inf", "-inf": "-np.inf", "nan": "np.nan"}.get(repr(float(value)), repr(float(value)))
+            return f"f({text})"
+        return repr(value)
+
+    def leaf(self, node: Node) -> str | None:
+        if node.op == "constant":
+            return self.constant(node, node.dtype)
+        if node.op == "extent":
+            return self.context.extent(node.value)
+        return None
+
+    def combine(self, node: Node, args: list[str], wide: list[bool]) -> str:
+        """One operation on values already in variables; `wide` says which of them are lanes."""
+        if node.op in {"columns", "input", "option", "gather"}:
+            raise AssertionError(node.op)
+        values = node.args[1:] if node.op == "where" else node.args
+        mixed = any(a.dtype == "float" for a in values) or node.dtype == "float"
+        if mixed:
+            start = len(node.args) - len(values)
+            args = args[:start] + [
+                self._as_float(a, t, w) for a, t, w in zip(values, args[start:], wide[start:], strict=True)
+            ]
+        if node.op == "cast":
+            return args[0] if node.dtype == "float" else f"np.intp({args[0]})"
+        if node.op == "where":
+            return f"where({', '.join(args)})"
+        if node.op == "isnan":
+            return f"({args[0]} != {args[0]})"
+        if node.op == "div" and wide[0] and not wide[1]:
+            return f"divide({args[0]}, {args[1]})"
+        if node.op == "exp" and _nonpositive(node.args[0]):
+            return f"exp_nonpositive({args[0]})"
+        if node.op in _INFIX:
+            return f"({args[0]} {_INFIX[node.op]} {args[1]})"
+        return f"{_CALLS[node.op]}({', '.join(args)})"
+
+    def _as_float(self, node: Node, text: str, wide: bool) -> str:
+        if node.dtype == "float":
+            return text
+        if node.op == "constant":
+            return self.constant(node, "float")
+        if node.dtype == "bool":
+            return f"where({text}, f(1.0), f(0.0))"
+        return f"to_float(f(0.0), {text})" if wide else f"f({text})"
+
+
+def _nonpositive(node: Node) -> bool:
+    """Whether a value is known to be at most zero (or NaN): x - max(x), -|x|."""
+    if node.op == "sub":
+        a, b = node.args
+        return b.op == "row_max" and b.args[0] is a
+    return node.op == "neg" and node.args[0].op == "abs"
+
+
+class Scalars(Writer):
+    """Numbers that `call` computes between stages."""
+
+    def __init__(self, context: Context, sums: dict[Node, str]) -> None:
+        super().__init__(context)
+        self.names: dict[Node, str] = {s: name for s, name in sums.items() if s.shape == (1, 1)}
+
+    def value(self, node: Node) -> tuple[list[str], str]:
+        lines: list[str] = []
+
+        def visit(n: Node) -> str:
+            if n in self.names:
+                return self.names[n]
+            if (leaf := self.leaf(n)) is not None:
+                return leaf
+            if n.op == "option":
+                return str(n.value)
+            if n.op == "input":
+                return f"{n.value}[0, 0]"
+            args = [visit(a) for a in n.args]
+            name = self.fresh(n)
+            lines.append(f"{name} = {self.combine(n, args, [False] * len(args))}")
+            self.names[n] = name
+            return name
+
+        return lines, visit(node)

@@ -1,0 +1,199 @@
+"""Tasks made executable, and kept: what a kernel makes of arrays of given kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnn.backends import choice
+from xpnn.backends.arrays import wrong
+from xpnn.backends.bind import needs_backward, option_value
+from xpnn.backends.declare import Declaration, evaluate, is_dynamic
+from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
+from xpnn.backends.program import DType, Shape, walk
+from xpnn.backends.task import BackendError, Executable, Task
+from xpnn.backends.trace import SubsetError
+
+if TYPE_CHECKING:
+    from xpnn.backends.kernel import Kernel
+
+Given = dict[str, tuple[type[Kind], DType]]
+
+
+def default_given(d: Declaration) -> Given:
+    """The inputs as they usually come: required ones, of floats where there is a choice."""
+    return {
+        n: (i.kind("int" if Index in i.kinds else "float"), "int" if Index in i.kinds else "float")
+        for n, i in d.inputs.items()
+        if not i.optional
+    }
+
+
+def has_axis(kernel: Kernel) -> bool:
+    d = kernel.declaration
+    return aware(kernel) and not any(Matrix in i.kinds for i in d.inputs.values())
+
+
+def aware(kernel: Kernel) -> bool:
+    """Whether a kernel tells rows from columns; all others are run on flat arrays."""
+    known = kernel._tasks.get("aware")
+    if known is None:
+        d = kernel.declaration
+        known = any(k not in (Full, Scalar) for i in d.inputs.values() for k in i.kinds)
+        if not known:
+            try:
+                job = Task(d, default_given(d), dict(d.options), {}, (*d.outputs, *d.saved), "numpy", "float64")
+                program = job.program()
+                nodes = walk(program.outputs.values())
+                reduces = any(
+                    n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"}
+                    for n in nodes
+                )
+                known = reduces or any(n.shape != ("R", "C") for n in program.outputs.values())
+            except SubsetError:
+                known = True
+        kernel._tasks["aware"] = known
+    return bool(known)
+
+
+def kind_of(shape: Shape) -> type[Kind]:
+    """The kind of a value by its symbolic shape."""
+    rows, columns = shape
+    if rows == "R":
+        return {"C": Full, 1: Row}.get(columns, Wide)
+    if rows == 1:
+        return Scalar if columns == 1 else Column
+    return Matrix
+
+
+def result_shapes(job: Task) -> dict[str, Shape]:
+    """The symbolic shape of each result."""
+    try:
+        program = job.program()
+    except SubsetError:
+        return _shapes_by_trial(job)
+    return {n: node.shape for n, node in program.outputs.items()}
+
+
+def _shapes_by_trial(job: Task) -> dict[str, Shape]:
+    """The same for a kernel that cannot be traced: run it on small arrays of telling sizes."""
+    from xpnn.backends.composed import Shim
+
+    extents = {Full: (3, 5), Row: (3, 1), Index: (3, 1), Column: (1, 5), Scalar: (1, 1)}
+    values: dict[str, Any] = {}
+    for name, (kind, dtype) in job.given.items():
+        if kind not in extents:
+            raise BackendError(
+                f"kernel {job.declaration.name} uses a {kind.__name__} and leaves the subset that can be traced"
+            )
+        values[name] = np.ones(extents[kind], {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype])
+    with np.errstate(all="ignore"):
+        results = evaluate(job.declaration, Shim(np, "cpu"), values, {**job.static, **job.numbers}, job.wanted)
+    symbols: dict[int, Any] = {3: "R", 5: "C", 1: 1}
+    shapes = {n: np.shape(v) or (1, 1) for n, v in results.items() if v is not None}
+    return {n: (symbols[s[0]], symbols[s[1]]) for n, s in shapes.items()}
+
+
+@dataclass
+class Prepared:
+    """A task made executable, and where it runs."""
+
+    job: Task
+    execute: Executable
+    shapes: dict[str, Shape]
+    symbols: dict[str, Shape]
+    backend: str
+    reason: str
+
+
+def prepare(
+    kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tuple[str, ...], lib: str, dtype: str
+) -> Prepared:
+    """The prepared task, from the kernel's store or made now.
+
+    Raises
+    ------
+    BackendError
+        Where a backend that was asked for by name cannot serve.
+    """
+    d = kernel.declaration
+    asked = choice.current()
+    static = {n: v for n, v in options.items() if not is_dynamic(d, n, v)}
+    dynamic = {n: v for n, v in options.items() if n not in static}
+    types = tuple((n, type(v), v) for n, v in static.items())
+    key = (asked, lib, dtype, tuple(given.items()), types, tuple((n, type(v)) for n, v in dynamic.items()), wanted)
+    found = kernel._tasks.get(key)
+    if found is None:
+        job = Task(d, given, static, dynamic, wanted, lib, dtype)
+        chosen = choice.for_library(lib) if asked == "auto" else choice.backend(asked)
+        reason = ""
+        try:
+            execute = chosen.prepare(job)
+        except BackendError as error:
+            if asked != "auto":
+                raise
+            reason, chosen = str(error), choice.backend("array-api")
+            execute = chosen.prepare(job)
+        try:
+            symbols = {n: node.shape for n, node in job.program().inputs.items()}
+        except SubsetError:
+            symbols = {}
+        found = Prepared(job, execute, result_shapes(job), symbols, chosen.name, reason)
+        kernel._tasks[key] = found
+    return found  # type: ignore[no-any-return]
+
+
+def prepare_shapes(kernel: Kernel, given: Given, options: Mapping[str, Any]) -> dict[str, Shape]:
+    """The symbolic shapes of all outputs and saved values."""
+    d = kernel.declaration
+    static = {n: v for n, v in options.items() if not is_dynamic(d, n, v)}
+    dynamic = {n: v for n, v in options.items() if n not in static}
+    key = ("shapes", tuple(given.items()), tuple(static.items()), tuple(dynamic))
+    if key not in kernel._tasks:
+        kernel._tasks[key] = result_shapes(Task(d, given, static, dynamic, (*d.outputs, *d.saved), "numpy", "float64"))
+    return kernel._tasks[key]  # type: ignore[no-any-return]
+
+
+def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any], backend: str) -> Prepared:
+    """The prepared task of a direction, for the inputs as they usually come."""
+    d = kernel.declaration
+    what = kernel.__name__
+    given = default_given(d)
+    merged = dict(d.options)
+    for n, v in options.items():
+        if n in d.inputs and d.inputs[n].optional:
+            given[n] = (d.inputs[n].kind("float"), "float")
+        elif n in d.options:
+            merged[n] = option_value(what, n, v, d.options[n])
+        else:
+            raise TypeError(f"{what}: got an unexpected option {n!r}")
+    gradients = tuple("d" + n for n, (kind, kind_dtype) in given.items() if kind_dtype == "float")
+    if direction == "forward":
+        wanted = d.outputs
+    elif direction in ("backward", "value_and_grad"):
+        needs_backward(kernel)
+        wanted = (
+            gradients
+            if direction == "backward"
+            else (*d.outputs, *(f"d{n}" for n in d.default_wrt or [g[1:] for g in gradients]))
+        )
+    else:
+        raise ValueError(wrong(what, "direction", repr(direction), "'forward', 'backward' or 'value_and_grad'"))
+    if direction == "backward":
+        roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, given, merged).items()}
+        known = {n: (roles[n], "float") for n in d.backward_parameters if n in roles}
+        given = {n: g for n, g in given.items() if n in d.backward_parameters} | known  # type: ignore[assignment]
+        given |= {"d" + n: (roles[n], "float") for n in d.outputs}
+    with choice.use_backend(backend):
+        return prepare(kernel, given, merged, wanted, "numpy", dtype)
+
+
+def source(kernel: Kernel, backend: str, dtype: str, direction: str, options: dict[str, Any]) -> str:
+    """`k.source(...)`."""
+    if backend != "numba":
+        raise BackendError(f"{kernel.__name__}.source: backend {backend!r} has no code of its own; expected 'numba'")
+    ready = example_task(kernel, dtype, direction, options, "numba")
+    return choice.backend("numba").source(ready.job.program(), dtype)  # type: ignore[attr-defined, no-any-return]
