@@ -425,9 +425,9 @@ def value_and_grad(
     for n in names:
         if "d" + n not in results:
             raise ValueError(wrong(what, "wrt", repr(n), "an input that the kernel has a gradient for"))
-    single = isinstance(wrt, str) or (wrt is None and len(names) == 1)
+    alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
-    return single(tuple(results[n] for n in d.outputs)), found[0] if single else found
+    return single(tuple(results[n] for n in d.outputs)), found[0] if alone else found
 
 
 def explain(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -15,16 +15,20 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn.backends import call, choice
+from xpnn.backends import choice
+from xpnn.backends.arrays import Frame
+from xpnn.backends.bind import bind
+from xpnn.backends.call import collect
 from xpnn.backends.declare import trace
-from xpnn.backends.interpret import interpret
+from xpnn.backends.interpret import Sized, interpret
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
-from xpnn.backends.task import BackendError
+from xpnn.backends.prepare import Given, default_given, kind_of, prepare_shapes
+from xpnn.backends.program import Program
 from xpnn.backends.trace import SubsetError
 
 Array = np.ndarray[Any, Any]
@@ -102,7 +106,9 @@ def _compute(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
     d = kernel.declaration
     if direction == "forward":
         values = kernel(**arrays, **options)
-        return {n: np.asarray(v) for n, v in zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True)}
+        return {
+            n: np.asarray(v) for n, v in zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True)
+        }
     if direction == "value_and_grad":
         names = _floats(kernel, arrays)
         value, gradients = kernel.value_and_grad(**arrays, **options, wrt=names)
@@ -110,7 +116,9 @@ def _compute(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
     else:
         gradients = kernel.backward(**arrays, **options)
         names = tuple(n for n, i in d.inputs.items() if n in arrays or not i.optional)
-        found = {"d" + n: g for n, g in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True)}
+        found = {
+            "d" + n: g for n, g in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True)
+        }
     return {n: v for n, v in found.items() if v is not None}
 
 
@@ -128,8 +136,8 @@ def _cache(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], se
     """What backward is given: inputs, outputs and saved values rounded to the dtype, and a random cotangent."""
     d = kernel.declaration
     with choice.use_backend("numpy"):
-        bound = call._bind(kernel, kernel.__name__, tuple(d.inputs), (), {**arrays, **options})
-        made = call._collect(kernel, kernel.__name__, bound, {}).run((*d.outputs, *d.saved), {})
+        bound = bind(kernel, kernel.__name__, tuple(d.inputs), (), {**arrays, **options})
+        made = collect(kernel, kernel.__name__, bound, {}).run((*d.outputs, *d.saved), {})
     rng = np.random.default_rng(seed + 1)
     dtype = next(a.dtype for a in arrays.values() if a.dtype.kind == "f")
     given = arrays | {n: np.asarray(v, dtype) for n, v in made.items()}
@@ -138,23 +146,57 @@ def _cache(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], se
     return {n: a for n, a in given.items() if n in read}
 
 
-def _sizes(kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
-    """The size of the terms behind each result, in the caller's shapes."""
+class Recorded(NamedTuple):
+    """A direction's program, and the canonical arrays, options and frame of one call of it."""
+
+    program: Program
+    arrays: dict[str, Array]
+    options: dict[str, Any]
+    frame: Frame
+
+    def results(self, program: Program) -> dict[str, Sized]:
+        """What a program (this one, or a changed one) gives for the arrays, in the caller's shapes."""
+
+        def shaped(values: Array, name: str) -> Array:
+            return np.asarray(self.frame.restore(np, np.asarray(values), program.outputs[name].shape))
+
+        found = interpret(program, self.arrays, self.options)
+        return {n: Sized(shaped(v.value, n), shaped(v.size, n)) for n, v in found.items()}
+
+
+def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> Recorded:
+    """Trace what makes some results from a caller's arrays.
+
+    Raises
+    ------
+    SubsetError
+        Where the kernel leaves the subset that can be traced.
+    """
     d = kernel.declaration
-    given: call.Given = {n: (d.inputs[n].kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float") for n in d.inputs if n in arrays}
-    roles = {n: call.kind_of(s) for n, s in call.prepare_shapes(kernel, call._default_given(d) | given, {**d.options, **options}).items()}
+    given: Given = {
+        n: (i.kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float")
+        for n, i in d.inputs.items()
+        if n in arrays
+    }
+    shapes = prepare_shapes(kernel, default_given(d) | given, {**d.options, **options})
+    roles = {n: kind_of(s) for n, s in shapes.items()}
     roles |= {"d" + n: roles[n] for n in d.outputs}
-    what = kernel.__name__
-    bound = call._bind(kernel, what, tuple(arrays), (), {**arrays, **options})
-    collected = call._collect(kernel, what, bound, roles)
-    kinds = {n: k for n, (k, _) in collected.given.items()}
+    bound = bind(kernel, kernel.__name__, tuple(arrays), (), {**arrays, **options})
+    call = collect(kernel, kernel.__name__, bound, roles)
+    kinds, dtypes = ({n: g[k] for n, g in call.given.items()} for k in (0, 1))
+    program = trace(d, kinds, dtypes, bound.options, names)  # type: ignore[arg-type]
+    return Recorded(program, call.canonical, bound.options, call.frame)
+
+
+def _sizes(
+    kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]
+) -> dict[str, Array]:
+    """The size of the terms behind each result; none for a kernel that cannot be traced."""
     try:
-        program = trace(d, kinds, {n: t for n, (_, t) in collected.given.items()}, bound.options, names)
+        recorded = record(kernel, arrays, options, names)
     except SubsetError:
         return {}
-    values = interpret(program, collected.canonical, bound.options)
-    shapes = {n: node.shape for n, node in program.outputs.items()}
-    return {n: np.asarray(collected.frame.restore(np, np.asarray(values[n].size), shapes[n])) for n in names if n in values}
+    return {n: v.size for n, v in recorded.results(recorded.program).items()}
 
 
 def ulps(ours: Array, truth: Array, size: Array, dtype: str) -> Array:
@@ -210,10 +252,17 @@ def truth_of(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
         exact = _compute(kernel, direction, _with(arrays, _WIDER[dtype]), options)
         composed = _compute(kernel, direction, arrays, options)
     names = tuple(exact)
-    return Truth(exact, composed, _sizes(kernel, direction, _with(arrays, _WIDER[dtype]), options, names), dtype)
+    return Truth(exact, composed, _sizes(kernel, _with(arrays, _WIDER[dtype]), options, names), dtype)
 
 
-def _blind(truth: Truth, kernel: Kernel, direction: str, arrays: dict[str, Array], options: dict[str, Any], results: dict[str, Array]) -> str:
+def _blind(
+    truth: Truth,
+    kernel: Kernel,
+    direction: str,
+    arrays: dict[str, Array],
+    options: dict[str, Any],
+    results: dict[str, Array],
+) -> str:
     """What a check failed to notice: "" if it notices everything it should."""
     for name, value in results.items():
         if value.size > 1 and np.any(value):
@@ -300,7 +349,12 @@ def _row(kernel: Kernel, variant: Variant, direction: str, backend: str, dtype: 
             verdict = "breach"
         elif verdict == "ok" and shape == SHAPES[1] and _blind(truth, kernel, direction, arrays, options, results):
             verdict = "blind"
-    return {"error_ulp": worst, "bound_ulp": bound, "verdict": verdict, "truth": f"composed in {np.dtype(_WIDER[dtype]).name}"}
+    return {
+        "error_ulp": worst,
+        "bound_ulp": bound,
+        "verdict": verdict,
+        "truth": f"composed in {np.dtype(_WIDER[dtype]).name}",
+    }
 
 
 def _gradient_row(kernel: Kernel, variant: Variant, backend: str) -> dict[str, Any]:
@@ -336,7 +390,9 @@ def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) ->
     return worst
 
 
-def assert_parity(kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: Iterable[str] = ("float32", "float64")) -> None:
+def assert_parity(
+    kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: Iterable[str] = ("float32", "float64")
+) -> None:
     """Raise AssertionError unless a kernel computes the same on all backends, forward and backward.
 
     Parameters
@@ -361,4 +417,4 @@ def assert_parity(kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: 
         raise AssertionError("\n".join(", ".join(f"{k}={v}" for k, v in row.items()) for row in bad))
 
 
-__all__ = ["BackendError", "assert_parity", "gradient_error", "parity_rows", "sample", "truth_of", "ulps", "variants"]
+__all__ = ["assert_parity", "gradient_error", "parity_rows", "sample", "truth_of", "ulps", "variants"]

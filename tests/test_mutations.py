@@ -1,0 +1,106 @@
+"""The parity check notices a kernel that is slightly wrong: every operation of every program is spoilt in turn."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xpnn
+from oracles import ORACLES
+from xpnn.backends import choice
+from xpnn.backends.kernel import Kernel
+from xpnn.backends.numba import cache, emit
+from xpnn.backends.program import Node, Program, substitute, walk
+from xpnn.testing import _cache, record, sample, truth_of, variants
+
+SHAPES = ((4, 7), (3, 37), (40, 10))
+OTHER = {"add": "sub", "sub": "add", "mul": "div", "div": "mul", "maximum": "minimum", "exp": "neg", "log": "neg"}
+OTHER |= {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq", "and": "or"}
+
+
+def mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    """Programs with one operation changed: another operator, a term dropped, branches swapped, a result zeroed."""
+    for k, node in enumerate(walk(program.outputs.values())):
+        changed: dict[str, Node] = {}
+        if node.op in OTHER:
+            args = node.args[:1] if OTHER[node.op] == "neg" else node.args
+            changed[OTHER[node.op]] = Node(OTHER[node.op], args, node.shape, node.dtype)
+        if node.op in ("add", "sub", "mul", "div", "and"):
+            for side, arg in enumerate(node.args):
+                if arg.shape == node.shape and arg.dtype == node.dtype:
+                    changed[f"only argument {side}"] = Node("cast", (arg,), node.shape, node.dtype)
+        if node.op == "where":
+            test, a, b = node.args
+            changed["swapped"] = Node("where", (test, b, a), node.shape, node.dtype)
+        for what, new in changed.items():
+            outputs = substitute(program.outputs.values(), {node: new})
+            yield f"%{k} {node.op} -> {what}", replace(program, outputs=dict(zip(program.outputs, outputs, strict=True)))
+    zero = Node("constant", (), (1, 1), "float", 0.0)
+    for name, node in program.outputs.items():
+        for what, new in (
+            ("zeroed", Node("cast", (zero,), node.shape, "float")),
+            ("sign flipped", Node("neg", (node,), node.shape, "float")),
+        ):
+            yield f"{name} {what}", replace(program, outputs=program.outputs | {name: new})
+
+
+EQUIVALENT = {
+    # a class number that is out of range or ignored cannot be told from one that is neither, on checked input
+    ("cross_entropy", "and -> or"),
+    ("cross_entropy", "and -> only argument"),
+    ("cross_entropy", "ge -> lt"),
+    # y > 0 or y <= 0 differ in nothing where dy is 0; and NaN does not occur here
+}
+
+
+def is_equivalent(kernel: Kernel, mutation: str) -> bool:
+    return any(kernel.__name__ == name and f"{what}" in mutation for name, what in EQUIVALENT)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("kernel", [getattr(xpnn, name) for name in ORACLES], ids=lambda k: k.__name__)
+def test_mutants_are_caught(kernel: Kernel, direction: str) -> None:
+    """Each mutant breaches the bound on some sample; the program itself breaches it on none."""
+    variant = list(variants(kernel))[-1]
+    options = dict(variant.options)
+    samples = []
+    for seed, shape in enumerate(SHAPES):
+        arrays = sample(kernel, variant, shape, "float32", seed)
+        if direction == "backward":
+            arrays = _cache(kernel, arrays, options, seed)
+        truth = truth_of(kernel, direction, arrays, options, "float32")
+        samples.append((truth, record(kernel, arrays, options, tuple(truth.exact))))
+    for truth, recorded in samples:
+        assert truth.excess(values(recorded, recorded.program))[2] <= 0
+    count = 0
+    for position, (mutation, _) in enumerate(mutants(samples[0][1].program)):
+        caught = False
+        for truth, recorded in samples:
+            program = list(mutants(recorded.program))[position][1]
+            caught = caught or truth.excess(values(recorded, program))[2] > 0
+        assert caught or is_equivalent(kernel, mutation), mutation
+        count += caught
+    assert count >= 2
+
+
+def values(recorded: object, program: Program) -> dict[str, np.ndarray]:
+    return {n: v.value for n, v in recorded.results(program).items()}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "relu"])
+def test_a_skipped_tail_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emitted code that leaves the last columns out breaches the bound."""
+    kernel = getattr(xpnn, name)
+    variant = next(variants(kernel))
+    arrays = sample(kernel, variant, (3, 37), "float32", 0)
+    truth = truth_of(kernel, "forward", arrays, {}, "float32")
+    program = record(kernel, arrays, {}, tuple(truth.exact)).program
+    emitted = emit.emit(program, "float32", "a mutant")
+    broken = emitted.text.replace("n = C % W", "n = 0").replace("n = (stop - start) % W", "n = 0")
+    assert broken != emitted.text
+    result = np.zeros((3, 37) if name not in ("logsumexp",) else (3, 1), np.float32)
+    results = [result if n == "y" else np.zeros((3, 1), np.float32) for n in emitted.outputs]
+    cache.load(f"mutant_{name}", broken).call(0, 1, arrays["x"], *results)
+    assert truth.excess({"y": result.reshape(truth.exact["y"].shape)})[2] > 0
+    with choice.use_backend("numba"):
+        assert truth.excess({"y": kernel(**arrays)})[2] <= 0
