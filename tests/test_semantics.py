@@ -55,6 +55,14 @@ def test_cross_entropy_of_torch(
             assert dtarget is None
 
 
+@pytest.mark.parametrize("smoothing", [-0.1, NAN])
+def test_smoothing_below_zero_is_none(backend: str, load_library: Any, smoothing: float) -> None:
+    """PyTorch raises above one, and takes what is not above zero for zero."""
+    torch, x, target = load_library("torch").xp, RNG.normal(size=(3, 4)), np.arange(3)
+    want = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(target), label_smoothing=smoothing)
+    assert xpnn.cross_entropy(x, target, label_smoothing=smoothing) == pytest.approx(float(want), rel=1e-14)
+
+
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu"])
 def test_activations_of_torch(backend: str, load_library: Any, name: str, close: Callable[..., None]) -> None:
     torch = load_library("torch").xp
