@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import xpnn
-from xpnn.backends import call
+from xpnn.backends import prepare
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index, Matrix
 from xpnn.backends.program import Program
@@ -143,7 +143,7 @@ class Case:
     def _program(self, direction: str) -> Program:
         given = dict.fromkeys(USUAL_INPUTS.get(self.kernel.__name__, ()), True)
         # the composed backend prepares a task without compiling it
-        job = call.example_task(self.kernel, self.dtype, direction, {**given, **self.options}, backend="numpy").job
+        job = prepare.example_task(self.kernel, self.dtype, direction, {**given, **self.options}, backend="numpy").job
         return job.program()
 
     def _extents(self, symbols: tuple[str | int, str | int]) -> tuple[int, int]:
@@ -184,7 +184,7 @@ def directions(kernel: Kernel) -> tuple[str, ...]:
     d = kernel.declaration
     if d.backward is None or _has_matrix(kernel):
         return ("forward",)
-    outputs = call.example_task(kernel, "float64", "forward", {}, backend="numpy").shapes
+    outputs = prepare.example_task(kernel, "float64", "forward", {}, backend="numpy").shapes
     if all(outputs[n] == (1, 1) for n in d.outputs):
         return ("value_and_grad",)
     return ("forward", "backward")
