@@ -66,7 +66,7 @@ def check_options(kinds, shapes, options):
     saved=("m", "s"),
     off={"label_smoothing": 0.0},
     wrt=("logits",),
-    domain={"target": "simplex", "weight": "positive"},
+    domain={"target": "positive", "weight": "positive"},
     variants=(
         {},
         {"reduction": "sum"},
@@ -166,11 +166,11 @@ def cross_entropy_backward(
     hit = xp.arange(columns) == target
     counts = valid & (target >= 0) & (target < columns)
     if label_smoothing:
-        spread = label_smoothing / columns
-        one = (1 - label_smoothing) if w is None else (1 - label_smoothing) * w
-        floor = spread if weight is None else spread * weight
-        sum_of_y = one + (label_smoothing if weight is None else spread * xp.sum(weight, axis=-1, keepdims=True))
-        dlogits = scale * (p * sum_of_y - (floor + xp.where(hit, one, 0.0)))
+        one = (1 - label_smoothing) * (1.0 if w is None else w)
+        spread = label_smoothing / columns * (1.0 if weight is None else weight)
+        if weight is not None:  # otherwise the smoothed target still sums to one
+            p = p * (one + xp.sum(spread, axis=-1, keepdims=True))
+        dlogits = scale * (p - (spread + xp.where(hit, one, 0.0)))
     else:
         dlogits = (scale if w is None else scale * w) * (p - xp.where(hit, 1.0, 0.0))
     return xp.where(counts, dlogits, 0.0), None, None
