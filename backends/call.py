@@ -23,13 +23,20 @@ from xpnn.backends.arrays import (
     wrong,
 )
 from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
-from xpnn.backends.declare import is_dynamic
 from xpnn.backends.fast import remember
 from xpnn.backends.kinds import Full, Index, Kind
-from xpnn.backends.prepare import Given, Prepared, aware, default_given, kind_of, prepare, prepare_shapes
+from xpnn.backends.prepare import (
+    Given,
+    Prepared,
+    aware,
+    backward_reads,
+    default_given,
+    kind_of,
+    prepare,
+    prepare_shapes,
+)
 from xpnn.backends.program import Shape
-from xpnn.backends.task import OutOfRange, Task
-from xpnn.backends.trace import SubsetError
+from xpnn.backends.task import OutOfRange
 
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
@@ -302,16 +309,10 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
     wrt = tuple("d" + n for n in _float_inputs(call))
-    shapes = call.prepared((*d.outputs, *d.saved)).shapes
-    roles = {n: kind_of(s) for n, s in shapes.items()}
+    roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, call.given, call.options).items()}
     cotangents: Given = {"d" + n: (roles[n], "float") for n in d.outputs}
     everything: Given = call.given | {n: (roles[n], "float") for n in (*d.outputs, *d.saved)} | cotangents
-    static = {n: v for n, v in call.options.items() if not is_dynamic(d, n, v)}
-    numbers_ = {n: v for n, v in call.options.items() if n not in static}
-    try:
-        reads = Task(d, everything, static, numbers_, wrt, call.lib, "").program().reads()
-    except SubsetError:
-        reads = set(d.backward_parameters)
+    reads = backward_reads(kernel, everything, call.options, wrt)
     keep = tuple(n for n in (*d.outputs, *d.saved) if n in reads)
     wanted = (*d.outputs, *(n for n in keep if n not in d.outputs))
     results = call.run(wanted, outs(what, d.outputs, bound.out))

@@ -62,13 +62,14 @@ def _step(
     dtype: Any,
 ) -> Sized:
     if node.op in ("input", "option", "constant", "extent", "columns"):
-        leaf = {
+        leaves: dict[str, Callable[[], Any]] = {
             "input": lambda: inputs[node.value],
             "option": lambda: np.asarray(options[node.value], dtype if node.dtype == "float" else np.int64),
             "constant": lambda: np.asarray(node.value, dtype if node.dtype == "float" else None),
             "extent": lambda: np.asarray(extents[node.value]),
             "columns": lambda: np.arange(extents[node.value])[None, :],
-        }[node.op]()
+        }
+        leaf = leaves[node.op]()
         return Sized(np.atleast_2d(leaf), np.zeros(np.atleast_2d(leaf).shape))
     values = [a.value for a in args]
     if node.op == "cast":
@@ -92,7 +93,7 @@ def _size(op: str, v: Array, args: list[Sized]) -> Any:
     sizes = [a.size for a in args]
     a, b = args[0], args[-1]
     own = np.abs(v) if v.dtype.kind == "f" else np.zeros(v.shape)
-    carried = {
+    carried: dict[str, Callable[[], Any]] = {
         "add": lambda: np.maximum(a.size, b.size),
         "sub": lambda: np.maximum(a.size, b.size),
         "mul": lambda: np.maximum(a.size * np.abs(b.value), np.abs(a.value) * b.size),
@@ -106,7 +107,7 @@ def _size(op: str, v: Array, args: list[Sized]) -> Any:
         "column_sum": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=0, keepdims=True),
         "sum_rows": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=0, keepdims=True),
     }
-    exact = {
+    exact: dict[str, Callable[[], Any]] = {
         "where": lambda: np.where(args[0].value, sizes[1], sizes[2]) if len(args) == 3 else 0.0,
         "row_max": lambda: np.max(a.size, axis=-1, keepdims=True),
         "maximum": lambda: np.maximum(*sizes),

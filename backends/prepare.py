@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from xpnn.backends.trace import SubsetError
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
 
+T = TypeVar("T")
 Given = dict[str, tuple[type[Kind], DType]]
 
 
@@ -143,17 +144,43 @@ def prepare(
             symbols = {}
         found = Prepared(job, execute, result_shapes(job), symbols, chosen.name, reason)
         kernel._tasks[key] = found
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def prepare_shapes(kernel: Kernel, given: Given, options: Mapping[str, Any]) -> dict[str, Shape]:
     """The symbolic shapes of all outputs and saved values."""
     d = kernel.declaration
+    return _remembered(kernel, "shapes", given, options, (*d.outputs, *d.saved), result_shapes)
+
+
+def backward_reads(kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tuple[str, ...]) -> set[str]:
+    """Which of the given arrays the gradients depend on."""
+
+    def reads(job: Task) -> set[str]:
+        try:
+            return job.program().reads()
+        except SubsetError:
+            return set(kernel.declaration.backward_parameters)
+
+    return _remembered(kernel, "reads", given, options, wanted, reads)
+
+
+def _remembered(
+    kernel: Kernel,
+    what: str,
+    given: Given,
+    options: Mapping[str, Any],
+    wanted: tuple[str, ...],
+    find: Callable[[Task], T],
+) -> T:
+    """Something found out about a task, once for all calls like it."""
+    d = kernel.declaration
     static = {n: v for n, v in options.items() if not is_dynamic(d, n, v)}
     dynamic = {n: v for n, v in options.items() if n not in static}
-    key = ("shapes", tuple(given.items()), tuple(static.items()), tuple(dynamic))
+    types = tuple((n, type(v), v) for n, v in static.items())
+    key = (what, tuple(given.items()), types, tuple((n, type(v)) for n, v in dynamic.items()), wanted)
     if key not in kernel._tasks:
-        kernel._tasks[key] = result_shapes(Task(d, given, static, dynamic, (*d.outputs, *d.saved), "numpy", "float64"))
+        kernel._tasks[key] = find(Task(d, given, static, dynamic, wanted, "numpy", "float64"))
     return kernel._tasks[key]  # type: ignore[no-any-return]
 
 

@@ -46,7 +46,7 @@ class DTypeToken:
         return f"<traced {self.name}>"
 
 
-_DTYPES = {name: DTypeToken(name) for name in ("float", "int", "bool")}  # type: ignore[arg-type]
+_DTYPES = {name: DTypeToken(name) for name in ("float", "int", "bool")}
 
 
 class Trace:
@@ -92,8 +92,8 @@ class Trace:
             if node.is_leaf or node in stored.values():  # an array of its own
                 node = Node("cast", (node,), node.shape, node.dtype)
             stored[key] = node
-        leaves = [{k: settle(v.node) for k, v in group.items()} for group in (inputs, options)]
-        return Program(name, *leaves, stored, index)
+        read = {k: settle(v.node) for k, v in inputs.items()}
+        return Program(name, read, {k: settle(v.node) for k, v in options.items()}, stored, index)
 
     def lift(self, value: Any) -> Array:
         if isinstance(value, Array):
@@ -275,7 +275,7 @@ class Option(Array):
             True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __bool__(self) -> bool:
         return True if self.off == 0 else super().__bool__()

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pickle
 import shutil
 import stat
 import sys
@@ -70,19 +71,37 @@ def load(name: str, text: str) -> ModuleType:
     with _LOCK:
         if module_name in sys.modules:
             return sys.modules[module_name]
-        path = folder() / f"{name}_{digest}.py"
-        if not (path.exists() and path.read_text(encoding="utf-8") == text):
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
-        return module
+            path = _write(folder() / f"{name}_{digest}.py", text)
+        except FileNotFoundError:  # the folder was removed while this process ran
+            _usable.cache_clear()
+            path = _write(folder() / f"{name}_{digest}.py", text)
+        try:
+            return _run(module_name, path)
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # spoilt machine code, of a process that died
+            for spoilt in path.parent.glob(f"__pycache__/{path.stem}.*.nb?"):
+                spoilt.unlink(missing_ok=True)
+            return _run(module_name, path)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Put a file in place whole, so that no other process sees half of it."""
+    if not (path.exists() and path.read_text(encoding="utf-8", errors="replace") == text):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    return path
+
+
+def _run(module_name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module

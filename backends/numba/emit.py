@@ -81,8 +81,8 @@ def emit(program: Program, dtype: str, banner: str) -> Emitted:
     work = 1 + 8 * sum(n.op in DEAR for n in nodes) + sum(n.op == "div" for n in nodes)
     own = {new: old for old, new in safe.items()}
     unsafe = frozenset((own[a], own[b]) for a, b in context.unsafe)
-    groups = (program.inputs, program.outputs, program.options, program.index)
-    return Emitted(text, *(tuple(g) for g in groups), unsafe, work)
+    p = program
+    return Emitted(text, tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index), unsafe, work)
 
 
 # names that emitted code uses itself; none of them ends with an underscore

@@ -301,9 +301,9 @@ class StageWriter(Writer):
                 lines.append(f"{name} = maximum({name}, keep({value}, n, f(-np.inf)))")
             else:
                 lines.append(f"{name} = {name} + keep({value}, n, f(0.0))")
-        for s in self.stage.stores:
-            if s in stores:
-                lines.append(f"store({self.output[s]}_i, j, n, {self._cast(s, lanes(s))})")
+        for s in (s for s in self.stage.stores if s in stores):
+            value = lanes(s)
+            lines.append(f"store({self.output[s]}_i, j, n, {self._cast(s, value)})")
         for s in sums:
             parts = f"{self.sums[s]}_parts_b"
             lines.append(f"store({parts}, j, n, load({parts}, j, n) + {lanes(s.args[0])})")
