@@ -237,6 +237,4 @@ def check_extents(
             if s != 1 and sizes.setdefault(s, size) != size:
                 want = [*shapes[name]]
                 want[axis if len(want) > 1 else 0] = sizes[s]
-                raise ValueError(
-                    wrong(kernel, name, f"shape {shapes[name]}", f"{tuple(want)} to fit the other arguments")
-                )
+                raise ValueError(wrong(kernel, name, f"shape {shapes[name]}", f"{tuple(want)} to fit the other arguments"))

@@ -26,15 +26,11 @@ class Bound:
     out: Any
 
 
-def bind(
-    kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Bound:
+def bind(kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
     """Sort arguments into arrays, options, axis and out."""
     d = kernel.declaration
     if len(args) > len(positional):
-        raise TypeError(
-            f"{what}: takes {len(positional)} positional arguments ({', '.join(positional)}), got {len(args)}"
-        )
+        raise TypeError(f"{what}: takes {len(positional)} positional arguments ({', '.join(positional)}), got {len(args)}")
     values = dict(zip(positional, args, strict=False))
     arrays_known = {*positional, *d.inputs}
     options = dict(d.options)

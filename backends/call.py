@@ -74,10 +74,7 @@ class Call:
         if ready.symbols:
             check_extents(self.what, shapes, self.canonical, ready.symbols)
         sizes = {
-            s: size
-            for n, sym in ready.symbols.items()
-            for s, size in zip(sym, self.canonical[n].shape, strict=True)
-            if s != 1
+            s: size for n, sym in ready.symbols.items() for s, size in zip(sym, self.canonical[n].shape, strict=True) if s != 1
         }
         sizes |= {"R": self.frame.rows, "C": self.frame.columns}
         expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
@@ -93,9 +90,7 @@ class Call:
             except OutOfRange as error:
                 raise self._worded(error) from None
             results = {n: v for n, v in results.items() if v is not None}
-        return {
-            n: self._settled(n, results[n], ready.shapes[n], expected[n], out.get(n)) for n in wanted if n in results
-        }
+        return {n: self._settled(n, results[n], ready.shapes[n], expected[n], out.get(n)) for n in wanted if n in results}
 
     def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
         source = self.kernel.declaration.gradients.get(name)
@@ -133,9 +128,7 @@ class Call:
                         f"at least one element along axis {self.frame.axis}",
                     )
                 )
-            mean = (
-                shape == (1, 1) and self.options.get("reduction") == "mean" and name in self.kernel.declaration.outputs
-            )
+            mean = shape == (1, 1) and self.options.get("reduction") == "mean" and name in self.kernel.declaration.outputs
             empty[name] = self.xp.full(shape, math.nan if mean else 0.0, dtype=self.dtype)
         return empty
 
@@ -156,9 +149,7 @@ class Call:
             if library(o) != self.lib:
                 raise TypeError(wrong(self.what, label, type(o).__name__, f"a {self.lib} array like the inputs"))
             if self.lib in IMMUTABLE:
-                raise TypeError(
-                    wrong(self.what, label, f"a {self.lib} array", f"None: {self.lib} arrays cannot be written")
-                )
+                raise TypeError(wrong(self.what, label, f"a {self.lib} array", f"None: {self.lib} arrays cannot be written"))
             if name not in shapes:
                 raise TypeError(wrong(self.what, label, "an array", f"None: there is no {name}"))
             source = self.kernel.declaration.gradients.get(name)
@@ -222,9 +213,7 @@ def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
 def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Kind]]) -> Call:
     """Accept arrays and bring them into canonical form. `roles` gives the kinds of what is not an input."""
     d = kernel.declaration
-    libs = {library(v) for v in bound.arrays.values() if not isinstance(v, bool | int | float | list | tuple)} - {
-        "builtins"
-    }
+    libs = {library(v) for v in bound.arrays.values() if not isinstance(v, bool | int | float | list | tuple)} - {"builtins"}
     if len(libs) > 1:
         raise TypeError(wrong(what, "arrays", f"a mix of {' and '.join(sorted(libs))}", "one library's"))
     lib = libs.pop() if libs else "numpy"
@@ -234,9 +223,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     if lib == "numpy" and type(first) is not np.ndarray:
         raise TypeError(wrong(what, next(iter(raw)), type(first).__name__, "an array"))
     if lib != "numpy":
-        devices = {
-            str(d) for a in raw.values() if (d := array_api_compat.device(a)) is not None
-        }  # a traced array has none
+        devices = {str(where) for a in raw.values() if (where := array_api_compat.device(a)) is not None}  # a traced array has none
         if len(devices) > 1:
             raise TypeError(wrong(what, "arrays", f"devices {' and '.join(sorted(devices))}", "one device"))
     classes = {n: dtype_class(xp, what, n, a.dtype) for n, a in raw.items()}
@@ -265,13 +252,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
 
 
-def _keep_strides(
-    fr: Frame, raw: Mapping[str, Any], canonical: dict[str, Any], dtype: Any
-) -> tuple[Frame, dict[str, Any]]:
+def _keep_strides(fr: Frame, raw: Mapping[str, Any], canonical: dict[str, Any], dtype: Any) -> tuple[Frame, dict[str, Any]]:
     """For an element-wise kernel on arrays with gaps between rows: keep the rows rather than copy."""
-    gaps = [
-        a for a in raw.values() if not a.flags.c_contiguous and a.ndim == 2 and a.shape == fr.shape and a.dtype == dtype
-    ]
+    gaps = [a for a in raw.values() if not a.flags.c_contiguous and a.ndim == 2 and a.shape == fr.shape and a.dtype == dtype]
     if not gaps or len(fr.shape) != 2 or any(a.shape != fr.shape for a in raw.values()):
         return fr, canonical
     rows, columns = fr.shape
@@ -337,9 +320,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
                 continue
             array = accept(label, "d" + name, value, call.lib)
             if library(array) != call.lib:
-                raise TypeError(
-                    wrong(label, "d" + name, f"a {library(array)} array", f"a {call.lib} array like the inputs")
-                )
+                raise TypeError(wrong(label, "d" + name, type(array).__name__, f"a {call.lib} array like the inputs"))
             if tuple(array.shape) != shapes_out[name]:
                 raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{shapes_out[name]}"))
             array = array if array.dtype == call.dtype else call.xp.astype(array, call.dtype)
@@ -404,11 +385,7 @@ def value_and_grad(
     call = collect(kernel, what, bound, {})
     floats = _float_inputs(call)
     names = (
-        (wrt,)
-        if isinstance(wrt, str)
-        else wrt
-        if wrt is not None
-        else tuple(n for n in d.default_wrt or floats if n in floats)
+        (wrt,) if isinstance(wrt, str) else wrt if wrt is not None else tuple(n for n in d.default_wrt or floats if n in floats)
     )
     for n in names:
         if n not in floats:
@@ -425,7 +402,7 @@ def value_and_grad(
         remember(call, "value_and_grad", args, (*d.outputs, *gradients), gradients)
     for n in names:
         if "d" + n not in results:
-            raise ValueError(wrong(what, "wrt", repr(n), "an input that the kernel has a gradient for"))
+            raise ValueError(wrong(what, "wrt", repr(n), f"one with a gradient: {', '.join(d.default_wrt or floats)}"))
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return single(tuple(results[n] for n in d.outputs)), found[0] if alone else found

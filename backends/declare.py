@@ -80,9 +80,7 @@ def parse(
     parameters = list(inspect.signature(formula).parameters.values())
     name = formula.__name__
     if not parameters or parameters[0].name != "xp":
-        raise TypeError(
-            f"kernel {name}: the first parameter must be xp, got {parameters[0].name if parameters else 'none'}"
-        )
+        raise TypeError(f"kernel {name}: the first parameter must be xp, got {parameters[0].name if parameters else 'none'}")
     hints = typing.get_type_hints(formula)
     inputs: dict[str, Input] = {}
     options: dict[str, Any] = {}
@@ -108,7 +106,8 @@ def parse(
     ):  # fmt: skip
         for key in keys:
             if key not in known:
-                raise TypeError(f"kernel {name}: {what} names {key!r}, expected one of {', '.join(known) or 'none'}")
+                kind = "option" if known is options else "input"
+                raise TypeError(f"kernel {name}: {what} names {key!r}, which is not an {kind}")
     names = [*inputs, *options, *outputs, *saved]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:

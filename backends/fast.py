@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 _EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}
 
 
-def remember(
-    call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]
-) -> None:
+def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]) -> None:
     """Store a short way for calls like this one, where there is one.
 
     It is a function of the arrays, written for their number, kinds and dimensions; it returns None where anything is not
@@ -33,9 +31,7 @@ def remember(
     key = (direction, *choice.state(), args[0].dtype, args[0].ndim, len(args))
     e = compiled.emitted
     known = all(
-        type(a) is np.ndarray
-        and kinds[n] in (Full, Index)
-        and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
+        type(a) is np.ndarray and kinds[n] in (Full, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
         for n, a in zip(kinds, args, strict=True)
     )
     results = {n: ready.shapes[n] for n in e.outputs}

@@ -144,9 +144,7 @@ class Kernel:
         """The gradient formula as a function of cotangents and cached values; as a decorator it attaches one."""
         return Backward(self)
 
-    def source(
-        self, *, backend: str = "numba", dtype: str = "float32", direction: str = "forward", **options: Any
-    ) -> str:
+    def source(self, *, backend: str = "numba", dtype: str = "float32", direction: str = "forward", **options: Any) -> str:
         """The code that a backend runs, as text.
 
         Parameters
@@ -207,8 +205,7 @@ class Backward:
         options = [p(n, p.KEYWORD_ONLY, default=v) for n, v in d.options.items()]
         axis = [p("axis", p.KEYWORD_ONLY, default=-1)] if self._kernel.has_axis else []
         arrays = [
-            a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None)
-            for a in arrays
+            a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None) for a in arrays
         ]
         return inspect.Signature([*arrays, *extra, *options, *axis, p("out", p.KEYWORD_ONLY, default=None)])
 

@@ -50,8 +50,7 @@ def aware(kernel: Kernel) -> bool:
                 program = job.program()
                 nodes = walk(program.outputs.values())
                 reduces = any(
-                    n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"}
-                    for n in nodes
+                    n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"} for n in nodes
                 )
                 known = reduces or any(n.shape != ("R", "C") for n in program.outputs.values())
             except SubsetError:
@@ -87,9 +86,7 @@ def _shapes_by_trial(job: Task) -> dict[str, Shape]:
     values: dict[str, Any] = {}
     for name, (kind, dtype) in job.given.items():
         if kind not in extents:
-            raise BackendError(
-                f"kernel {job.declaration.name} uses a {kind.__name__} and leaves the subset that can be traced"
-            )
+            raise BackendError(f"kernel {job.declaration.name} uses a {kind.__name__} and leaves the subset that can be traced")
         values[name] = np.ones(extents[kind], {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype])
     with np.errstate(all="ignore"):
         results = evaluate(job.declaration, Shim(np, "cpu"), values, {**job.static, **job.numbers}, job.wanted)

@@ -139,9 +139,7 @@ def steps(program: Program) -> list[Step]:
             if when[n] == number and not _is_array(n) and (n in operands or n in program.outputs.values())
         }
         if made:
-            leaves: dict[Node, Node] = {
-                p: Node("input", (), p.shape, p.dtype, names[p]) for p in products if when[p] <= number
-            }
+            leaves: dict[Node, Node] = {p: Node("input", (), p.shape, p.dtype, names[p]) for p in products if when[p] <= number}
             outputs = dict(zip(made, substitute(made.values(), leaves), strict=True))
             used = [n for n in walk(outputs.values()) if n.op in {"input", "option"}]
             result.append(

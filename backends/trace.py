@@ -27,13 +27,17 @@ class SubsetError(TypeError):
     """A kernel does something that cannot be fused; the message names its file and line."""
 
 
-def _refuse(what: str) -> NoReturn:
+class BranchError(SubsetError):
+    """A kernel branches on a number that is known only at run time; no backend falls back from that."""
+
+
+def _refuse(what: str, error: type[SubsetError] = SubsetError) -> NoReturn:
     """Raise for the innermost line that is not this module's: the kernel's own."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
     where = f"{Path(frame.f_code.co_filename)}:{frame.f_lineno}"
-    raise SubsetError(f"{where}: in {frame.f_code.co_name}: {what}, which cannot be fused")
+    raise error(f"{where}: in {frame.f_code.co_name}: {what}")
 
 
 class DTypeToken:
@@ -238,7 +242,7 @@ class Array:
         return self * self
 
     def __bool__(self) -> bool:
-        _refuse("it branches on a value that is known only at run time; use xp.where")
+        _refuse("it branches on a value that is known only at run time; use xp.where, or declare an off value", BranchError)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -266,14 +270,10 @@ class Option(Array):
         self.off = off
 
     def __eq__(self, other: Any) -> Any:
-        return (
-            False if self.off is not None and type(other) is not Option and other == self.off else super().__eq__(other)
-        )
+        return False if self.off is not None and type(other) is not Option and other == self.off else super().__eq__(other)
 
     def __ne__(self, other: Any) -> Any:
-        return (
-            True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
-        )
+        return True if self.off is not None and type(other) is not Option and other == self.off else super().__ne__(other)
 
     __hash__ = None
 

@@ -11,9 +11,7 @@ def check_activation(kinds, shapes, options):
     if activation is None:
         return
     if not isinstance(activation, Kernel) or activation.has_axis or len(activation.declaration.inputs) != 1:
-        raise TypeError(
-            f"linear: activation: got {activation!r}, expected an element-wise kernel such as xpnn.relu, or None"
-        )
+        raise TypeError(f"linear: activation: got {activation!r}, expected an element-wise kernel such as xpnn.relu, or None")
 
 
 @kernel(check=check_activation, saved=("z",), variants=({}, {"activation": relu}, {"activation": sigmoid}))

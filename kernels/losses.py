@@ -163,16 +163,16 @@ def cross_entropy_backward(
             dtarget = (1 - label_smoothing) * dtarget
         return dlogits, dtarget if weight is None else weight * dtarget, None
     columns = logits.shape[-1]
-    hit = xp.arange(columns) == target
+    hit = xp.astype(xp.arange(columns) == target, logits.dtype)
     counts = valid & (target >= 0) & (target < columns)
     if label_smoothing:
         one = (1 - label_smoothing) * (1.0 if w is None else w)
         spread = label_smoothing / columns * (1.0 if weight is None else weight)
         if weight is not None:  # otherwise the smoothed target still sums to one
             p = p * (one + xp.sum(spread, axis=-1, keepdims=True))
-        dlogits = scale * (p - (spread + xp.where(hit, one, 0.0)))
+        dlogits = scale * (p - (spread + one * hit))
     else:
-        dlogits = (scale if w is None else scale * w) * (p - xp.where(hit, 1.0, 0.0))
+        dlogits = (scale if w is None else scale * w) * (p - hit)
     return xp.where(counts, dlogits, 0.0), None, None
 
 

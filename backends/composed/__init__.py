@@ -55,9 +55,7 @@ class Composed:
             )
         indices = [n for n, (kind, _) in job.given.items() if kind is Index]
 
-        def execute(
-            xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
-        ) -> dict[str, Any]:
+        def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
             for name in indices:
                 _check_index(job, xp, name, arrays, numbers)
             device = array_api_compat.device(next(iter(arrays.values())))

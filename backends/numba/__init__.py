@@ -9,7 +9,7 @@ import numpy as np
 
 from xpnn.backends.program import Loop, Product, Program, steps
 from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
-from xpnn.backends.trace import SubsetError
+from xpnn.backends.trace import BranchError, SubsetError
 
 DTYPES = ("float32", "float64")
 SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
@@ -24,13 +24,13 @@ class Numba:
         if job.library != "numpy":
             raise BackendError(f"backend 'numba' takes NumPy arrays, got {job.library} arrays; use backend 'auto'")
         if job.dtype not in DTYPES:
-            raise BackendError(
-                f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'"
-            )
+            raise BackendError(f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'")
         try:
             program = job.program()
+        except BranchError:
+            raise
         except SubsetError as error:
-            raise BackendError(f"{error}; use backend 'auto' or 'numpy' to run it composed") from error
+            raise BackendError(f"{error}; that cannot be fused: use backend 'auto' or 'numpy'") from error
         return compile_program(program, job.dtype)
 
     def source(self, program: Program, dtype: str) -> str:
@@ -40,9 +40,7 @@ class Numba:
             if isinstance(step, Loop):
                 parts.append(_emitted(step.program, dtype).text)
             else:
-                left, right = (
-                    f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True)
-                )
+                left, right = (f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True))
                 parts.append(f"# {step.result} = np.matmul({left}, {right}), by NumPy's BLAS\n")
         return "\n".join(parts)
 

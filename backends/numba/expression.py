@@ -85,9 +85,7 @@ class Writer:
         mixed = any(a.dtype == "float" for a in values) or node.dtype == "float"
         if mixed:
             start = len(node.args) - len(values)
-            args = args[:start] + [
-                self._as_float(a, t, w) for a, t, w in zip(values, args[start:], wide[start:], strict=True)
-            ]
+            args = args[:start] + [self._as_float(a, t, w) for a, t, w in zip(values, args[start:], wide[start:], strict=True)]
         if node.op == "cast":
             return args[0] if node.dtype == "float" else f"np.intp({args[0]})"
         if node.op == "where":

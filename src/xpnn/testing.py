@@ -106,9 +106,7 @@ def _compute(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
     d = kernel.declaration
     if direction == "forward":
         values = kernel(**arrays, **options)
-        return {
-            n: np.asarray(v) for n, v in zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True)
-        }
+        return {n: np.asarray(v) for n, v in zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True)}
     if direction == "value_and_grad":
         names = _floats(kernel, arrays)
         value, gradients = kernel.value_and_grad(**arrays, **options, wrt=names)
@@ -116,9 +114,7 @@ def _compute(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
     else:
         gradients = kernel.backward(**arrays, **options)
         names = tuple(n for n, i in d.inputs.items() if n in arrays or not i.optional)
-        found = {
-            "d" + n: g for n, g in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True)
-        }
+        found = {"d" + n: g for n, g in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True)}
     return {n: v for n, v in found.items() if v is not None}
 
 
@@ -174,9 +170,7 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     """
     d = kernel.declaration
     given: Given = {
-        n: (i.kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float")
-        for n, i in d.inputs.items()
-        if n in arrays
+        n: (i.kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float") for n, i in d.inputs.items() if n in arrays
     }
     shapes = prepare_shapes(kernel, default_given(d) | given, {**d.options, **options})
     roles = {n: kind_of(s) for n, s in shapes.items()}
@@ -188,9 +182,7 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     return Recorded(program, call.canonical, bound.options, call.frame)
 
 
-def _sizes(
-    kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]
-) -> dict[str, Array]:
+def _sizes(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
     """The size of the terms behind each result; none for a kernel that cannot be traced."""
     try:
         recorded = record(kernel, arrays, options, names)
@@ -390,9 +382,7 @@ def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) ->
     return worst
 
 
-def assert_parity(
-    kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: Iterable[str] = ("float32", "float64")
-) -> None:
+def assert_parity(kernel: Kernel, backends: Iterable[str] = ("numba",), dtypes: Iterable[str] = ("float32", "float64")) -> None:
     """Raise AssertionError unless a kernel computes the same on all backends, forward and backward.
 
     Parameters
