@@ -139,7 +139,9 @@ def _cases() -> list[Case]:
         if not isinstance(k, xpnn.Kernel) or k.__name__ != name:
             continue
         d = k.declaration
-        labels = [("index", True), ("probabilities", False)] if any(Index in i.kinds for i in d.inputs.values()) else [("", True)]
+        labels = (
+            [("index", True), ("probabilities", False)] if any(Index in i.kinds for i in d.inputs.values()) else [("", True)]
+        )
         for label, index in labels:
             found.append(Case(name, label, dict(d.variants[0]), False, index))
             if any(i.optional for i in d.inputs.values()):

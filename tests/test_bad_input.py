@@ -92,14 +92,20 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     "no columns": (lambda call: call(xpnn.logsumexp, real(3, 0)), ValueError, ("logsumexp", "x", "(3, 0)", "at least one")),
     "no classes": (lambda call: call(ce, real(3, 0), classes(0, 0, 0)), (ValueError, IndexError), ("cross_entropy", "0")),
     # targets
-    "target long": (lambda call: call(ce, real(4, 5), classes(0, 1, 2)), ValueError, ("cross_entropy", "target", "(3,)", "(4,)")),
+    "target long": (
+        lambda call: call(ce, real(4, 5), classes(0, 1, 2)),
+        ValueError, ("cross_entropy", "target", "(3,)", "(4,)"),
+    ),
     "target 2-d": (lambda call: call(ce, real(4, 5), np.zeros((4, 5), int)), ValueError, ("target", "(4, 5)", "(4,)")),
     "target column": (lambda call: call(ce, real(4, 5), four[:, None]), ValueError, ("target", "(4, 1)", "(4,)")),
     "target float": (lambda call: call(ce, real(4, 5), four * 1.0), (TypeError, ValueError), ("target", "(4,)", "(4, 5)")),
     "target float, square": (
         lambda call: call(ce, real(4, 4), four * 1.0), (TypeError, ValueError), ("target", "(4,)", "(4, 4)"),
     ),
-    "target bool": (lambda call: call(ce, real(4, 5), four > 1), (TypeError, ValueError), ("cross_entropy", "target", "bool", "integers")),
+    "target bool": (
+        lambda call: call(ce, real(4, 5), four > 1),
+        (TypeError, ValueError), ("cross_entropy", "target", "bool", "integers"),
+    ),
     "target high": (
         lambda call: call(ce, real(4, 5), classes(0, 5, 1, 7)), IndexError, ("target[1]", "got 5", "0 <= target < 5", "-100"),
     ),
@@ -115,7 +121,8 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     ),
     "target of one row": (lambda call: call(ce, real(5), np.array(6)), IndexError, ("target", "got 6", "0 <= target < 5")),
     "target, gradient": (
-        lambda call: call(ce.value_and_grad, real(4, 5), classes(0, 1, 2, 5), out=real(4, 5)), IndexError, ("target[3]", "got 5"),
+        lambda call: call(ce.value_and_grad, real(4, 5), classes(0, 1, 2, 5), out=real(4, 5)),
+        IndexError, ("target[3]", "got 5"),
     ),
     "target, in place": (
         lambda call: (lambda x: call(ce.value_and_grad, x, classes(0, 1, 2, 5), out=x))(real(4, 5)),
@@ -130,38 +137,69 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     ),
     # options
     "reduction": (
-        lambda call: call(ce, real(4, 5), four, reduction="avg"), ValueError, ("reduction", "'avg'", "'none'", "'mean'", "'sum'"),
+        lambda call: call(ce, real(4, 5), four, reduction="avg"),
+        ValueError, ("reduction", "'avg'", "'none'", "'mean'", "'sum'"),
     ),
     "reduction None": (lambda call: call(ce, real(4, 5), four, reduction=None), TypeError, ("reduction", "None", "string")),
-    "smoothing str": (lambda call: call(ce, real(4, 5), four, label_smoothing="a"), TypeError, ("label_smoothing", "'a'", "number")),
-    "smoothing bool": (lambda call: call(ce, real(4, 5), four, label_smoothing=True), TypeError, ("label_smoothing", "True", "number")),
-    "smoothing high": (lambda call: call(ce, real(4, 5), four, label_smoothing=1.5), ValueError, ("label_smoothing", "1.5", "0", "1")),
+    "smoothing str": (
+        lambda call: call(ce, real(4, 5), four, label_smoothing="a"),
+        TypeError, ("label_smoothing", "'a'", "number"),
+    ),
+    "smoothing bool": (
+        lambda call: call(ce, real(4, 5), four, label_smoothing=True),
+        TypeError, ("label_smoothing", "True", "number"),
+    ),
+    "smoothing high": (
+        lambda call: call(ce, real(4, 5), four, label_smoothing=1.5),
+        ValueError, ("label_smoothing", "1.5", "0", "1"),
+    ),
     "ignore float": (lambda call: call(ce, real(4, 5), four, ignore_index=1.0), TypeError, ("ignore_index", "1.0", "integer")),
     "ignore probabilities": (
         lambda call: call(ce, real(4, 5), real(4, 5), ignore_index=1), ValueError, ("ignore_index", "1", "probability"),
     ),
     "activation function": (
-        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation=np.tanh), TypeError, ("linear", "activation", "tanh", "kernel"),
+        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation=np.tanh),
+        TypeError, ("linear", "activation", "tanh", "kernel"),
     ),
     "activation name": (
-        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation="relu"), TypeError, ("linear", "activation", "'relu'", "kernel"),
+        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation="relu"),
+        TypeError, ("linear", "activation", "'relu'", "kernel"),
     ),
     "activation unhashable": (
         lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation=[]), TypeError, ("linear", "activation", "[]"),
     ),
     "activation of losses": (
-        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation=ce), TypeError, ("linear", "activation", "element-wise"),
+        lambda call: call(xpnn.linear, real(2, 3), real(4, 3), activation=ce),
+        TypeError, ("linear", "activation", "element-wise"),
     ),
     # shapes
-    "probabilities unfit": (lambda call: call(xpnn.cross_entropy_probs, real(4, 5), real(4, 6)), ValueError, ("target", "(4, 6)", "(4, 5)")),
+    "probabilities unfit": (
+        lambda call: call(xpnn.cross_entropy_probs, real(4, 5), real(4, 6)),
+        ValueError, ("target", "(4, 6)", "(4, 5)"),
+    ),
     "probability target unfit": (lambda call: call(ce, real(4, 5), real(4, 6)), ValueError, ("target", "(4, 6)", "(4, 5)")),
     "class weights short": (lambda call: call(ce, real(4, 5), four, weight=real(4)), ValueError, ("weight", "(4,)", "(5,)")),
-    "class weights 2-d": (lambda call: call(ce, real(4, 5), four, weight=real(1, 5)), ValueError, ("weight", "(1, 5)", "one dimension")),
-    "linear: weight 1-d": (lambda call: call(xpnn.linear, real(4, 5), real(5)), ValueError, ("weight", "(5,)", "two dimensions")),
-    "linear: weight transposed": (lambda call: call(xpnn.linear, real(4, 5), real(5, 3)), ValueError, ("weight", "(5, 3)", "(5, 5)")),
-    "linear: bias short": (lambda call: call(xpnn.linear, real(4, 5), real(3, 5), real(2)), ValueError, ("bias", "(2,)", "(3,)")),
-    "linear: bias 2-d": (lambda call: call(xpnn.linear, real(4, 5), real(3, 5), real(1, 3)), ValueError, ("bias", "(1, 3)", "one dimension")),
-    "linear: x 0-d": (lambda call: call(xpnn.linear, np.array(1.0), real(3, 5)), ValueError, ("linear", "()", "5")),
+    "class weights 2-d": (
+        lambda call: call(ce, real(4, 5), four, weight=real(1, 5)),
+        ValueError, ("weight", "(1, 5)", "one dimension"),
+    ),
+    "linear: weight 1-d": (
+        lambda call: call(xpnn.linear, real(4, 5), real(5)),
+        ValueError, ("weight", "(5,)", "two dimensions"),
+    ),
+    "linear: weight transposed": (
+        lambda call: call(xpnn.linear, real(4, 5), real(5, 3)),
+        ValueError, ("weight", "(5, 3)", "(5, 5)"),
+    ),
+    "linear: bias short": (
+        lambda call: call(xpnn.linear, real(4, 5), real(3, 5), real(2)),
+        ValueError, ("bias", "(2,)", "(3,)"),
+    ),
+    "linear: bias 2-d": (
+        lambda call: call(xpnn.linear, real(4, 5), real(3, 5), real(1, 3)),
+        ValueError, ("bias", "(1, 3)", "one dimension"),
+    ),
+    "linear: x 0-d": (lambda call: call(xpnn.linear, np.array(1.0), real(3, 5)), ValueError, ("linear", "()", "one dimension")),
     # out
     "out shape": (lambda call: call(sm, real(4, 6), out=real(4, 5)), ValueError, ("softmax", "out", "(4, 5)", "(4, 6)")),
     "out that broadcasts": (lambda call: call(sm, real(4, 6), out=real(1, 4, 6)), ValueError, ("out", "(1, 4, 6)", "(4, 6)")),
@@ -169,7 +207,10 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     "out byte order": (lambda call: call(sm, real(4, 6), out=real(4, 6).astype(">f8")), TypeError, ("out", "float64")),
     "out read-only": (lambda call: call(sm, real(4, 6), out=frozen(real(4, 6))), ValueError, ("out", "read-only", "written")),
     "out overlaps": (lambda call: (lambda a, b: call(sm, a, out=b))(*pair()), ValueError, ("out", "overlaps", "x")),
-    "out overlaps, element-wise": (lambda call: (lambda a, b: call(xpnn.relu, a, out=b))(*pair()), ValueError, ("out", "overlaps", "x")),
+    "out overlaps, element-wise": (
+        lambda call: (lambda a, b: call(xpnn.relu, a, out=b))(*pair()),
+        ValueError, ("out", "overlaps", "x"),
+    ),
     "out transposed input": (lambda call: (lambda a: call(sm, a, out=a.T))(real(4, 4)), ValueError, ("out", "overlaps", "x")),
     "out reversed input": (lambda call: (lambda a: call(sm, a, out=a[::-1]))(real(4, 4)), ValueError, ("out", "overlaps", "x")),
     "out a list": (lambda call: call(sm, real(2), out=[0.0, 0.0]), TypeError, ("softmax", "out", "list")),
@@ -184,26 +225,45 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
         ValueError, ("out[dtarget]", "overlaps", "dprobs"),
     ),
     "outs the same": (
-        lambda call: (lambda a: call(xpnn.cross_entropy_probs.backward, real(4), real(4, 6), real(4, 6), out=(a, a)))(real(4, 6)),
+        lambda call: (lambda a: call(
+            xpnn.cross_entropy_probs.backward, real(4), real(4, 6), real(4, 6), out=(a, a)))(real(4, 6)),
         ValueError, ("out[dtarget]", "overlaps", "dprobs"),
     ),
     "out of an integer input": (
-        lambda call: call(ce.backward, real(), real(4, 5), four, out=(real(4, 5), real(4))), TypeError, ("out[dtarget]", "None"),
+        lambda call: call(ce.backward, real(), real(4, 5), four, out=(real(4, 5), real(4))),
+        TypeError, ("out[dtarget]", "None"),
     ),
     # gradients
     "value_and_grad of rows": (
-        lambda call: call(ce.value_and_grad, real(4, 5), four, reduction="none"), ValueError, ("value_and_grad", "one number", "'mean'"),
+        lambda call: call(ce.value_and_grad, real(4, 5), four, reduction="none"),
+        ValueError, ("value_and_grad", "one number", "'mean'"),
     ),
-    "value_and_grad of an array": (lambda call: call(sm.value_and_grad, real(4, 5)), ValueError, ("softmax.value_and_grad", "one number")),
+    "value_and_grad of an array": (
+        lambda call: call(sm.value_and_grad, real(4, 5)),
+        ValueError, ("softmax.value_and_grad", "one number"),
+    ),
     "wrt unknown": (lambda call: call(ce.value_and_grad, real(4, 5), four, wrt="x"), ValueError, ("wrt", "'x'", "logits")),
-    "wrt integers": (lambda call: call(ce.value_and_grad, real(4, 5), four, wrt="target"), ValueError, ("wrt", "'target'", "logits")),
-    "wrt not passed": (lambda call: call(ce.value_and_grad, real(4, 5), four, wrt=("weight",)), ValueError, ("wrt", "'weight'", "logits")),
+    "wrt integers": (
+        lambda call: call(ce.value_and_grad, real(4, 5), four, wrt="target"),
+        ValueError, ("wrt", "'target'", "logits"),
+    ),
+    "wrt not passed": (
+        lambda call: call(ce.value_and_grad, real(4, 5), four, wrt=("weight",)),
+        ValueError, ("wrt", "'weight'", "logits"),
+    ),
     "wrt without gradient": (
-        lambda call: call(ce.value_and_grad, real(4, 5), four, weight=np.ones(5), wrt="weight"), ValueError, ("wrt", "weight", "logits"),
+        lambda call: call(ce.value_and_grad, real(4, 5), four, weight=np.ones(5), wrt="weight"),
+        ValueError, ("wrt", "weight", "logits"),
     ),
     "vjp without backward": (lambda call: call(plain.vjp, real(2, 3)), TypeError, ("plain", "no backward", "@plain.backward")),
-    "backward without backward": (lambda call: call(plain.backward, real(2, 3)), TypeError, ("plain", "no backward", "@plain.backward")),
-    "grad without backward": (lambda call: call(plain.value_and_grad, real(1)), TypeError, ("plain", "no backward", "@plain.backward")),
+    "backward without backward": (
+        lambda call: call(plain.backward, real(2, 3)),
+        TypeError, ("plain", "no backward", "@plain.backward"),
+    ),
+    "grad without backward": (
+        lambda call: call(plain.value_and_grad, real(1)),
+        TypeError, ("plain", "no backward", "@plain.backward"),
+    ),
     "cotangent shape": (lambda call: call(pulled, real(3, 2)), ValueError, ("softmax", "dy", "(3, 2)", "(2, 3)")),
     "cotangent that broadcasts": (lambda call: call(pulled, real(3)), ValueError, ("softmax", "dy", "(3,)", "(2, 3)")),
     "cotangent complex": (lambda call: call(pulled, real(2, 3) * 1j), TypeError, ("softmax", "dy", "complex128", "real")),
@@ -211,12 +271,27 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     "no cotangent": (lambda call: call(pulled), TypeError, ("softmax", "1 cotangent", "got 0")),
     "backward: nothing cached": (lambda call: call(sm.backward, real(2, 3)), TypeError, ("softmax.backward", "missing y", "x")),
     "backward: no cotangent": (lambda call: call(sm.backward, y=real(2, 3)), TypeError, ("softmax.backward", "missing dy")),
-    "backward: cache unfit": (lambda call: call(sm.backward, real(2, 3), y=real(2, 4)), ValueError, ("softmax.backward", "y", "(2, 4)", "(2, 3)")),
-    "backward: unknown": (lambda call: call(sm.backward, real(2, 3), z=real(2, 3)), TypeError, ("softmax.backward", "'z'", "y")),
+    "backward: cache unfit": (
+        lambda call: call(sm.backward, real(2, 3), y=real(2, 4)),
+        ValueError, ("softmax.backward", "y", "(2, 4)", "(2, 3)"),
+    ),
+    "backward: unknown": (
+        lambda call: call(sm.backward, real(2, 3), z=real(2, 3)),
+        TypeError, ("softmax.backward", "'z'", "y"),
+    ),
     # choosing
-    "source of nothing": (lambda call: call(sm.source, backend="fortran"), (ValueError, xpnn.BackendError), ("softmax", "'fortran'", "numba")),
-    "source direction": (lambda call: call(sm.source, direction="up"), ValueError, ("softmax", "direction", "'up'", "'forward'")),
-    "source dtype": (lambda call: call(sm.source, dtype="int32"), (ValueError, TypeError, xpnn.BackendError), ("int32", "float32")),
+    "source of nothing": (
+        lambda call: call(sm.source, backend="fortran"),
+        (ValueError, xpnn.BackendError), ("softmax", "'fortran'", "numba"),
+    ),
+    "source direction": (
+        lambda call: call(sm.source, direction="up"),
+        ValueError, ("softmax", "direction", "'up'", "'forward'"),
+    ),
+    "source dtype": (
+        lambda call: call(sm.source, dtype="int32"),
+        (ValueError, TypeError, xpnn.BackendError), ("int32", "float32"),
+    ),
     "warmup dtype": (lambda call: call(sm.warmup, dtype="float16"), xpnn.BackendError, ("numba", "float16", "float32")),
     "warmup option": (lambda call: call(ce.warmup, reducton="sum"), TypeError, ("cross_entropy", "'reducton'")),
     "set_backend": (lambda call: call(xpnn.set_backend, "cuda"), ValueError, ("backend", "'cuda'", "auto", "numba")),
@@ -269,7 +344,7 @@ def test_errors_repeat() -> None:
         xpnn.softmax(logits)
     with pytest.raises(IndexError, match=r"target\[2\]: got 5"):
         xpnn.cross_entropy.value_and_grad(logits, classes(0, 1, 5, 3))
-    with pytest.raises(ValueError, match="target: got shape"):
+    with pytest.raises(ValueError, match=r"target: got shape"):
         xpnn.cross_entropy.value_and_grad(logits, classes(0, 1, 2))
     with pytest.raises(ValueError, match="read-only"):
         xpnn.softmax(logits, out=frozen(real(4, 5)))
@@ -278,43 +353,3 @@ def test_errors_repeat() -> None:
         xpnn.softmax(a, out=b)
     with pytest.raises(TypeError, match="float32"):
         xpnn.softmax(logits, out=real(4, 5, dtype="f4"))
-
-
-@pytest.fixture
-def torch(load_library: Callable[[str], Any]) -> Any:
-    return load_library("torch").xp
-
-
-@pytest.mark.parametrize("name", ["numba", "numpy"])
-def test_backend_that_cannot_serve(torch: Any, name: str) -> None:
-    with xpnn.use_backend(name), pytest.raises(xpnn.BackendError) as raised:
-        xpnn.softmax(torch.ones(2, 3))
-    assert all(piece in str(raised.value) for piece in (name, "torch", "NumPy", "auto"))
-
-
-def test_mixed_libraries(torch: Any) -> None:
-    logits, target = torch.ones(2, 3), np.array([0, 1])
-    with pytest.raises(TypeError, match=r"cross_entropy: arrays: got a mix of numpy and torch"):
-        xpnn.cross_entropy(logits, target)
-    with pytest.raises(TypeError, match=r"target: got list, expected a torch array"):
-        xpnn.cross_entropy(logits, [0, 1])
-    with pytest.raises(TypeError, match=r"dy: got (a )?ndarray.*torch|mix of numpy and torch"):
-        xpnn.softmax.vjp(logits)[1](np.ones((2, 3)))
-    out = np.zeros((2, 3))
-    with pytest.raises(TypeError, match=r"out: got ndarray, expected a torch array"):
-        xpnn.softmax(logits, out=out)
-    with pytest.raises(TypeError, match=r"out: got Tensor, expected a numpy array"):
-        xpnn.softmax(np.ones((2, 3)), out=logits)
-    assert not out.any() and bool((logits == 1).all())
-
-
-def test_immutable_out(load_library: Callable[[str], Any]) -> None:
-    jnp = load_library("jax").xp
-    with pytest.raises(TypeError, match=r"softmax: out: got a jax array, expected None: jax arrays cannot be written"):
-        xpnn.softmax(jnp.ones((2, 3)), out=jnp.zeros((2, 3)))
-
-
-def test_complex_elsewhere(load_library: Callable[[str], Any]) -> None:
-    xp = load_library("array_api_strict").xp
-    with pytest.raises(TypeError, match="softmax: x: got dtype .*complex128, expected real numbers"):
-        xpnn.softmax(xp.ones((2, 3), dtype=xp.complex128))

@@ -34,7 +34,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder, two levels below what exists, that one process has filled."""
     folder = tmp_path_factory.mktemp("cache") / "deep" / "xpnn"
     code = "\n".join(line.strip() for line in USE.splitlines())
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"XPNN_CACHE_DIR": str(folder)}, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"XPNN_CACHE_DIR": str(folder)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "right\n"
     return folder
 

@@ -25,7 +25,9 @@ def calls(case: Any, arrays: dict[str, Any], make: Callable[[Any], Any] = lambda
     return results
 
 
-def test_every_kernel_elsewhere(library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
+def test_every_kernel_elsewhere(
+    library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]
+) -> None:
     """Forward, vjp and backward give arrays of the library, equal to NumPy's in float64."""
     arrays = case.arrays()
     want = numpy_reference(calls, case, arrays)
@@ -59,7 +61,9 @@ def test_numpy_first(library: Any, close: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, -2])
-def test_axis_elsewhere(library: Any, axis_case: Any, axis: int, close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
+def test_axis_elsewhere(
+    library: Any, axis_case: Any, axis: int, close: Callable[..., None], numpy_reference: Callable[..., Any]
+) -> None:
     last = axis_case.arrays((2, 3, 4))
     moved = {n: np.moveaxis(a, -1, axis).copy() if a.shape == (2, 3, 4) else a for n, a in last.items()}
     want, want_pullback = numpy_reference(axis_case.kernel.vjp, *moved.values(), axis=axis, **axis_case.options)
@@ -127,7 +131,7 @@ def test_explain_elsewhere(library: Any) -> None:
     assert xpnn.softmax.explain(library.array(X)) == "array-api"
 
 
-# --- torch and JAX in particular ------------------------------------------------------------------------------------------------
+# --- torch and JAX in particular --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -151,7 +155,9 @@ def test_torch_autograd_passes_through(load_library: Any) -> None:
     assert torch.allclose(x.grad, xpnn.cross_entropy.value_and_grad(x.detach(), target)[1], atol=1e-14)
 
 
-def test_every_kernel_under_jit(load_library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
+def test_every_kernel_under_jit(
+    load_library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]
+) -> None:
     """Forward and gradients of traced arrays, which have no values to look at."""
     library = load_library("jax")
     import jax

@@ -30,18 +30,52 @@ def swish_backward(xp, dy, x, *, beta=1.0):
 # --- refused when declared ------------------------------------------------------------------------------------------------
 
 
-def no_xp(x): return x
-def xp_last(x, xp): return x
-def no_inputs(xp, *, beta=1.0): return beta
-def no_default(xp, x, *, beta): return x
-def star(xp, *x): return x
-def stars(xp, x, **more): return x
-def number_default(xp, x, y=1.0): return x
-def named_out(xp, x, *, out=1.0): return x
-def named_axis(xp, x, axis): return x
-def named_wrt(xp, x, *, wrt="x"): return x
-def named_y(xp, y): return y
-def fine(xp, x, *, beta=1.0): return x * beta
+def no_xp(x):
+    return x
+
+
+def xp_last(x, xp):
+    return x
+
+
+def no_inputs(xp, *, beta=1.0):
+    return beta
+
+
+def no_default(xp, x, *, beta):
+    return x
+
+
+def star(xp, *x):
+    return x
+
+
+def stars(xp, x, **more):
+    return x
+
+
+def number_default(xp, x, y=1.0):
+    return x
+
+
+def named_out(xp, x, *, out=1.0):
+    return x
+
+
+def named_axis(xp, x, axis):
+    return x
+
+
+def named_wrt(xp, x, *, wrt="x"):
+    return x
+
+
+def named_y(xp, y):
+    return y
+
+
+def fine(xp, x, *, beta=1.0):
+    return x * beta
 
 
 @pytest.mark.parametrize(

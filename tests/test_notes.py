@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_fused_activation_is_the_two_steps(backend: str, close: Callable[..., No
 def test_layers_with_their_caches(backend: str) -> None:
     """An L-layer pass forward and backward, against central differences of the loss."""
     widths = [n0, 5, 4, 3]
-    layers = [(RNG.normal(size=(o, i)), RNG.normal(size=o)) for i, o in zip(widths, widths[1:], strict=False)]
+    layers = [(RNG.normal(size=(o, i)), RNG.normal(size=o)) for i, o in itertools.pairwise(widths)]
     target = RNG.integers(0, 3, m)
 
     def loss(x: np.ndarray, last: np.ndarray) -> Any:
@@ -150,8 +151,8 @@ def test_cross_entropy_of_probabilities(backend: str, close: Callable[..., None]
     h, pullback = xpnn.cross_entropy_probs.vjp(y, y_hat)
     close(h, -(y_hat @ np.log(y)))
     close(pullback(1.0)[0], -y_hat / y)
-    H, rows = xpnn.cross_entropy_probs.vjp(distribution(4, 5), distribution(4, 5))
-    assert H.shape == (4,)
+    y, y_hat = distribution(4, 5), distribution(4, 5)
+    close(xpnn.cross_entropy_probs(y, y_hat), -(y_hat * np.log(y)).sum(-1))
 
 
 def test_chain_of_logarithm_and_product(backend: str, close: Callable[..., None]) -> None:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 import xpnn
 
 settings.register_profile(
-    "xpnn", deadline=None, derandomize=True, max_examples=25, database=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck)
+    "xpnn",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("xpnn")
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -23,7 +29,9 @@ NORMALIZERS = ["softmax", "log_softmax", "logsumexp"]
 def arrays(draw: st.DrawFn, dimensions: int = 4) -> tuple[np.ndarray, int]:
     """An array with any strides, and an axis."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    shape = draw(st.lists(st.sampled_from([1, 2, 3, 5, 8, 17, 33]), min_size=1, max_size=dimensions).filter(lambda s: np.prod(s) < 20000))
+    shape = draw(
+        st.lists(st.sampled_from([1, 2, 3, 5, 8, 17, 33]), min_size=1, max_size=dimensions).filter(lambda s: np.prod(s) < 20000)
+    )
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     steps = [draw(st.sampled_from([1, 1, 1, 2, -1, -3])) for _ in shape]
     scale = draw(st.sampled_from([0.01, 1.0, 10.0, 200.0]))
@@ -82,7 +90,12 @@ def test_rows_sum_to_one(made: tuple[np.ndarray, int]) -> None:
     y = fused(xpnn.softmax, x, axis=axis)
     assert (y >= 0).all()
     near(y.astype(np.float64).sum(axis).astype(x.dtype), np.ones(y.sum(axis).shape), x.dtype.type)
-    near(fused(xpnn.logsumexp, fused(xpnn.log_softmax, x, axis=axis), axis=axis), np.zeros(y.sum(axis).shape), x.dtype.type, max(1, np.abs(x).max()))
+    near(
+        fused(xpnn.logsumexp, fused(xpnn.log_softmax, x, axis=axis), axis=axis),
+        np.zeros(y.sum(axis).shape),
+        x.dtype.type,
+        max(1, np.abs(x).max()),
+    )
 
 
 @given(made=arrays(), shift=st.integers(-1000, 1000))
@@ -91,7 +104,9 @@ def test_shifts_change_nothing(made: tuple[np.ndarray, int], shift: int) -> None
     x, axis = made
     x = np.round(x)
     np.testing.assert_array_equal(fused(xpnn.softmax, x + x.dtype.type(shift), axis=axis), fused(xpnn.softmax, x, axis=axis))
-    np.testing.assert_array_equal(fused(xpnn.log_softmax, x + x.dtype.type(shift), axis=axis), fused(xpnn.log_softmax, x, axis=axis))
+    np.testing.assert_array_equal(
+        fused(xpnn.log_softmax, x + x.dtype.type(shift), axis=axis), fused(xpnn.log_softmax, x, axis=axis)
+    )
     moved = fused(xpnn.logsumexp, x + x.dtype.type(shift), axis=axis)
     near(moved, fused(xpnn.logsumexp, x, axis=axis).astype(np.float64) + shift, x.dtype.type, np.abs(x).max() + abs(shift))
 
@@ -141,4 +156,9 @@ def test_cross_entropy(made: tuple[np.ndarray, int], seed: int, reduction: str, 
         near(loss, want, x.dtype.type, np.abs(x).max())
     dloss = np.asarray(rng.normal(size=np.shape(loss))).astype(x.dtype)
     g = pullback(dloss)[0]
-    near(g, reference(lambda a, b, c: xpnn.cross_entropy.vjp(a, b, **options)[1](c)[0], x, target, dloss), x.dtype.type, np.abs(dloss).max() * max(1, np.abs(x).max()))
+    near(
+        g,
+        reference(lambda a, b, c: xpnn.cross_entropy.vjp(a, b, **options)[1](c)[0], x, target, dloss),
+        x.dtype.type,
+        np.abs(dloss).max() * max(1, np.abs(x).max()),
+    )

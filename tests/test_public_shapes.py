@@ -17,7 +17,11 @@ ROWS = ["softmax", "log_softmax", "logsumexp"]
 
 def padded(a: np.ndarray) -> np.ndarray:
     """Rows with a gap between them."""
-    big = np.full((*a.shape[:-1], a.shape[-1] + 3), np.nan, a.dtype) if a.dtype.kind == "f" else np.zeros((*a.shape[:-1], a.shape[-1] + 3), a.dtype)
+    big = (
+        np.full((*a.shape[:-1], a.shape[-1] + 3), np.nan, a.dtype)
+        if a.dtype.kind == "f"
+        else np.zeros((*a.shape[:-1], a.shape[-1] + 3), a.dtype)
+    )
     big[..., : a.shape[-1]] = a
     return big[..., : a.shape[-1]]
 
@@ -92,9 +96,13 @@ def test_axis(backend: str, axis_case: Any, axis: int, close: Callable[..., None
             close(np.moveaxis(g, axis, -1) if name in full else g, w)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((5,), -1), ((5,), 0), ((2, 5, 3), 1), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), -3), ((2, 3, 4, 5), -1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5,), -1), ((5,), 0), ((2, 5, 3), 1), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), -3), ((2, 3, 4, 5), -1)]
+)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_cross_entropy_of_any_shape(backend: str, shape: tuple[int, ...], axis: int, reduction: str, close: Callable[..., None]) -> None:
+def test_cross_entropy_of_any_shape(
+    backend: str, shape: tuple[int, ...], axis: int, reduction: str, close: Callable[..., None]
+) -> None:
     logits = RNG.normal(size=shape)
     lead = shape[:axis] + shape[axis % len(shape) + 1 :]
     target = RNG.integers(0, 5, lead)
@@ -131,7 +139,9 @@ def test_zero_dimensions(backend: str, name: str) -> None:
         "sigmoid": 1 / (1 + np.exp(-0.7)), "tanh": np.tanh(0.7), "relu": 0.7, "log": np.log(0.7),
         "softmax": 1.0, "log_softmax": 0.0, "logsumexp": 0.7,
     }[name]  # fmt: skip
-    slope = {"sigmoid": want * (1 - want), "tanh": 1 - want**2, "log": 1 / 0.7, "softmax": 0.0, "log_softmax": 0.0}.get(name, 1.0)
+    slope = {"sigmoid": want * (1 - want), "tanh": 1 - want**2, "log": 1 / 0.7, "softmax": 0.0, "log_softmax": 0.0}.get(
+        name, 1.0
+    )
     for x in (np.array(0.7), np.float64(0.7), 0.7):
         y, pullback = k.vjp(x)
         assert np.shape(y) == ()
@@ -216,7 +226,8 @@ def test_widths(backend: str, columns: int, close: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probs", "target"), [((5,), (4, 5)), ((4, 5), (5,)), ((4, 1), (4, 5)), ((3, 1, 5), (4, 5)), ((1, 4, 5), (3, 1, 5)), ((), (4, 5))]
+    ("probs", "target"),
+    [((5,), (4, 5)), ((4, 5), (5,)), ((4, 1), (4, 5)), ((3, 1, 5), (4, 5)), ((1, 4, 5), (3, 1, 5)), ((), (4, 5))],
 )
 def test_broadcasting(backend: str, probs: tuple[int, ...], target: tuple[int, ...], close: Callable[..., None]) -> None:
     """Inputs are repeated as NumPy does, and their gradients summed back."""
@@ -242,7 +253,9 @@ def summed(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("lead", [(), (1,), (6,), (2, 3), (2, 1, 3)])
 @pytest.mark.parametrize("activation", [None, xpnn.sigmoid], ids=["plain", "sigmoid"])
-def test_linear_with_leading_dimensions(backend: str, lead: tuple[int, ...], activation: Any, close: Callable[..., None]) -> None:
+def test_linear_with_leading_dimensions(
+    backend: str, lead: tuple[int, ...], activation: Any, close: Callable[..., None]
+) -> None:
     x, w, b = RNG.normal(size=(*lead, 5)), RNG.normal(size=(3, 5)), RNG.normal(size=3)
     z = x @ w.T + b
     g = 1 / (1 + np.exp(-z)) if activation else z

@@ -191,7 +191,9 @@ def test_sigmoid_keeps_its_tails(backend: str) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
 @pytest.mark.parametrize("ignored", [-100, -1, 2, 1000])
-def test_ignored_rows_count_nothing(backend: str, ignored: int, weighted: bool, smoothing: float, close: Callable[..., None]) -> None:
+def test_ignored_rows_count_nothing(
+    backend: str, ignored: int, weighted: bool, smoothing: float, close: Callable[..., None]
+) -> None:
     """Loss 0 and gradient exactly 0 even of NaN logits; the rest as if the rows were not there."""
     x = RNG.normal(size=(6, 5))
     target = np.array([0, 1, ignored, 3, ignored, 4])
@@ -264,7 +266,9 @@ def test_probabilities_of_zero(backend: str) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
 @pytest.mark.parametrize("bad", [5, -1, 10**9])
-def test_out_of_range_on_jax(load_library: Any, bad: int, weighted: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_range_on_jax(
+    load_library: Any, bad: int, weighted: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NaN loss and zero gradient for that row, without looking; an error where XPNN_CHECK=1 asks to look."""
     library = load_library("jax")
     x, target = library.array(RNG.normal(size=(3, 5))), library.array([1, bad, 4])
