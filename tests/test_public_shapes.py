@@ -74,19 +74,22 @@ def test_layouts(backend: str, case: Any, layout: Callable[[np.ndarray], np.ndar
             close(g, w)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
-def test_axis(backend: str, axis_case: Any, axis: int, close: Callable[..., None]) -> None:
-    """Along any axis equals moving it last, forward and backward."""
-    last = axis_case.arrays((2, 3, 4))
+AXES = [(s, a) for s in ((2, 3, 4), (3, 3, 3), (5, 5), (1, 3, 3), (3, 3, 1)) for a in range(-len(s), len(s))]
+
+
+@pytest.mark.parametrize(("shape", "axis"), AXES)
+def test_axis(backend: str, axis_case: Any, shape: tuple[int, ...], axis: int, close: Callable[..., None]) -> None:
+    """Along any axis equals moving it last, forward and backward; also where shapes do not tell axes apart."""
+    last = axis_case.arrays(shape)
     d = axis_case.kernel.declaration
-    full = {n for n, a in last.items() if a.shape == (2, 3, 4)}
+    full = {n for n, a in last.items() if a.shape == shape}
     moved = {n: np.ascontiguousarray(np.moveaxis(a, -1, axis)) if n in full else a for n, a in last.items()}
     y, pullback = axis_case.kernel.vjp(*moved.values(), axis=axis, **axis_case.options)
     want, want_pullback = axis_case.kernel.vjp(*last.values(), axis=-1, **axis_case.options)
-    back = np.moveaxis(np.asarray(y), axis, -1) if np.ndim(y) == 3 else y
+    back = np.moveaxis(np.asarray(y), axis, -1) if np.shape(want) == shape else y
     close(back, want)
     dy = axis_case.cotangent(want)
-    got = pullback(np.moveaxis(dy, -1, axis) if dy.ndim == 3 else dy)
+    got = pullback(np.moveaxis(dy, -1, axis) if dy.shape == shape else dy)
     expected = want_pullback(dy)
     if len(d.inputs) == 1:
         got, expected = (got,), (expected,)
