@@ -139,11 +139,11 @@ class Frame:
     def restore(self, xp: Any, array: Any, shape: Shape) -> Any:
         """A canonical result in the caller's shape."""
         target = self.result_shape(shape, array.shape)
-        if array.shape == target:
-            return array
         if shape[0] == "R" and shape[1] != 1 and target and self.axis is not None and self.axis != len(target) - 1:
             moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])
             return xp.moveaxis(xp.reshape(array, moved), -1, self.axis)
+        if array.shape == target:
+            return array
         return xp.reshape(array, target)
 
 
