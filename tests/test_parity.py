@@ -54,8 +54,8 @@ def check_gradient(oracle: Any, arrays: dict[str, Any], options: dict[str, Any],
     expected = np.empty_like(ours)
     for at in np.ndindex(ours.shape):
         values = []
-simplex = name in ("probs", "target") and "probs" in arrays  # stays positive
-        h = 1e-5 * (abs(arrays[name][at]) if simplex else max(1.0, abs(arrays[name][at])))
+        stays_positive = oracle in (ORACLES["log"], ORACLES["cross_entropy_probs"])
+        h = 1e-5 * (abs(arrays[name][at]) if stays_positive else max(1.0, abs(arrays[name][at])))
         for sign in (1, -1):
             moved = arrays[name].copy()
             moved[at] += sign * h
