@@ -1,8 +1,8 @@
 """How many threads a call may use, and when it must not use any.
 
-Numba's threading layers differ in what they survive: tbb survives everything; omp dies in a child forked after it was
-used; workqueue aborts the process when two Python threads enter it at once. Hence one lock around workqueue, and one
-thread in children forked from a process that had started a layer other than tbb.
+Numba's threading layers differ in what they survive: omp dies in a child forked after it was used; workqueue aborts the
+process when two Python threads enter it at once; tbb cannot always join its threads before a fork, and says so. Hence one
+lock around workqueue, and one thread in children that are forked from a process that had started any layer.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def layer() -> str:
 def _after_fork() -> None:
     global _serial, _LOCK
     _LOCK = threading.RLock()
-    if _layer not in ("", "tbb"):
-        _serial = True
+    _serial = _serial or bool(_address)
 
 
 if hasattr(os, "register_at_fork"):
