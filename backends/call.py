@@ -223,7 +223,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     if lib == "numpy" and type(first) is not np.ndarray:
         raise TypeError(wrong(what, next(iter(raw)), type(first).__name__, "an array"))
     if lib != "numpy":
-        devices = {str(where) for a in raw.values() if (where := array_api_compat.device(a)) is not None}  # a traced array has none
+        devices = {str(array_api_compat.device(a)) for a in raw.values()} - {"None"}  # a traced array has none
         if len(devices) > 1:
             raise TypeError(wrong(what, "arrays", f"devices {' and '.join(sorted(devices))}", "one device"))
     classes = {n: dtype_class(xp, what, n, a.dtype) for n, a in raw.items()}

@@ -204,7 +204,5 @@ def cases(kernels: Iterable[Kernel], *, quick: bool = False, dtype: str = "float
         rowwise = kernel.has_axis or any(Index in i.kinds for i in kernel.declaration.inputs.values())
         table: Any = PRODUCTS if _has_matrix(kernel) else ROWS if rowwise else FLAT
         for direction in directions(kernel):
-            found += [
-                Case(kernel, direction, shape, dtype, source) for shape, source, short in table if short or not quick
-            ]
+            found += [Case(kernel, direction, shape, dtype, source) for shape, source, short in table if short or not quick]
     return found

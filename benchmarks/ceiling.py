@@ -66,9 +66,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
         @intrinsic  # type: ignore[untyped-decorator]
         def copy(typingctx: Any, target: Any, source: Any, first: Any, last: Any) -> Any:
             def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                to, of = (
-                    context.make_array(t)(context, builder, a).data for t, a in zip(sig.args[:2], args[:2], strict=True)
-                )
+                to, of = (context.make_array(t)(context, builder, a).data for t, a in zip(sig.args[:2], args[:2], strict=True))
                 vector = ir.VectorType(ir.IntType(8), LINE).as_pointer()
                 to, of = builder.bitcast(to, vector), builder.bitcast(of, vector)
                 with cgutils.for_range_slice(builder, args[2], args[3], ir.Constant(args[2].type, 1)) as (i, _):

@@ -43,9 +43,7 @@ def commit() -> str | None:
     here = Path(__file__).resolve()
     folder = str(here.parent)
     try:
-        _output(
-            "git", "-C", folder, "ls-files", "--error-unmatch", here.name
-        )  # some other project's checkout is not ours
+        _output("git", "-C", folder, "ls-files", "--error-unmatch", here.name)  # some other project's checkout is not ours
         changed = _output("git", "-C", folder, "status", "--porcelain", "--untracked-files=no")
         return _output("git", "-C", folder, "rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -28,9 +28,7 @@ class WrongResultError(AssertionError):
     """A contender computes something else than the fused kernel: a mistake in the benchmark or in the kernel."""
 
 
-def contenders(
-    case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()
-) -> tuple[dict[str, Contender], list[str]]:
+def contenders(case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()) -> tuple[dict[str, Contender], list[str]]:
     """Those who compete in a case, checked against the fused kernel; and why others do not.
 
     Raises
@@ -49,9 +47,7 @@ def contenders(
             found[name].call()  # compiles
         except Exception as error:  # a library that is missing or that cannot; a wrong result is found below
             found.pop(name, None)
-            notes.append(
-                f"{case.group}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-            )
+            notes.append(f"{case.group}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
     truth = _values(found[OURS])
     for name, contender in found.items():
         if name != OURS:
@@ -221,6 +217,4 @@ def _compare(case: Case, name: str, truth: list[Array], values: list[Array]) -> 
         absolute = 32 * float(np.finfo(expected.dtype).eps) * scale
         if not np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
             worst = float(np.nanmax(np.abs(got.astype(np.float64) - expected)))
-            raise WrongResultError(
-                f"{case.name}: {name} differs from xpnn by up to {worst:.3g}, of values up to {scale:.3g}"
-            )
+            raise WrongResultError(f"{case.name}: {name} differs from xpnn by up to {worst:.3g}, of values up to {scale:.3g}")

@@ -89,9 +89,7 @@ def main(activation, backend, epochs, seed):
             if bar is not None:
                 progress.advance(bar)
             if epoch % every == 0 or epoch == epochs:
-                console.print(
-                    f"epoch {epoch:3}  loss {np.mean(losses):.4f}  test accuracy {accuracy:.2%}", highlight=False
-                )
+                console.print(f"epoch {epoch:3}  loss {np.mean(losses):.4f}  test accuracy {accuracy:.2%}", highlight=False)
 
         train(ACTIVATIONS[activation], epochs=epochs, seed=seed, backend=backend, report=report)
 

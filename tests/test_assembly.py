@@ -4,6 +4,7 @@ import platform
 import re
 
 import pytest
+
 import xpnn
 from xpnn.backends.numba import cache, emit
 from xpnn.backends.prepare import example_task

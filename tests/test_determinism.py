@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 import xpnn
 
 WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 257, 1000, 2047, 2048, 2049, 2064, 5001]

@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+
 import xpnn
 
 LOGITS = np.random.default_rng(0).standard_normal((512, 4096)).astype("f4")

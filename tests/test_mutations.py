@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import xpnn
 from oracles import ORACLES
+
+import xpnn
 from xpnn.backends import choice
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.numba import cache, emit

@@ -5,8 +5,9 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-import xpnn
 from oracles import ORACLES
+
+import xpnn
 from xpnn.backends.kernel import Kernel
 from xpnn.testing import Variant, parity_rows, sample, variants
 

@@ -190,9 +190,7 @@ def worst_float32(name: str, function: Function, stride: int) -> tuple[float, fl
         if keep.any():
             errors = ulps(function(x[keep]), truth[keep], 0.0, np.float32)
             i = int(np.argmax(errors))  # a NaN counts as the largest
-            worst = max(
-                worst, (float(errors[i]), float(x[keep][i])), key=lambda pair: np.nan_to_num(pair[0], nan=np.inf)
-            )
+            worst = max(worst, (float(errors[i]), float(x[keep][i])), key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
     return worst
 
 
@@ -201,9 +199,7 @@ def worst_float64(name: str, function: Function) -> tuple[float, float]:
     truths = [getattr(mp, name.removesuffix("_nonpositive"))(mp.mpf(v)) for v in x.tolist()]
     nearest = np.array([float(t) for t in truths])
     units = np.spacing(np.abs(nearest))
-    beyond = [
-        float((t - mp.mpf(h)) / mp.mpf(u)) for t, h, u in zip(truths, nearest.tolist(), units.tolist(), strict=True)
-    ]
+    beyond = [float((t - mp.mpf(h)) / mp.mpf(u)) for t, h, u in zip(truths, nearest.tolist(), units.tolist(), strict=True)]
     errors = ulps(function(x), nearest, np.array(beyond), np.float64)
     i = int(np.argmax(errors))
     return float(errors[i]), float(x[i])
@@ -222,9 +218,7 @@ def check_special(name: str, function: Function, dtype: type) -> None:
     pairs["exp"] = [*pairs["exp_nonpositive"], (inf, inf), (high * 1.0001, inf), (limits.max, inf)]
     x, expected = np.array(pairs[name], dtype=dtype).T.copy()
     result = function(x)
-    same = ((result == expected) & (np.signbit(result) == np.signbit(expected))) | (
-        np.isnan(result) & np.isnan(expected)
-    )
+    same = ((result == expected) & (np.signbit(result) == np.signbit(expected))) | (np.isnan(result) & np.isnan(expected))
     assert same.all(), (name, dtype, x[~same], result[~same])
 
 

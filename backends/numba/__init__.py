@@ -97,7 +97,7 @@ class Compiled:
             name = e.index[outside % 8]
             row = outside // 8
             columns = next(n.shape[1] for n in self.program.inputs.values() if 1 not in n.shape)
-            raise OutOfRange(name, row, int(inputs[name][row, 0]), sizes[columns])
+            raise OutOfRange(name, row, int(inputs[name][row, 0]), sizes[str(columns)])
         for name, target in copies.items():
             target[...] = results[name]
             results[name] = target

@@ -12,9 +12,19 @@ from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
 from xpnn.backends.task import BackendError
 from xpnn.backends.trace import SubsetError
 from xpnn.kernels import (
-    cross_entropy, cross_entropy_probs, linear, log, log_softmax, logsumexp, relu, sigmoid, softmax, softmax_cross_entropy,
-    softmax_jacobian, tanh,
-)  # fmt: skip
+    cross_entropy,
+    cross_entropy_probs,
+    linear,
+    log,
+    log_softmax,
+    logsumexp,
+    relu,
+    sigmoid,
+    softmax,
+    softmax_cross_entropy,
+    softmax_jacobian,
+    tanh,
+)
 
 __version__ = "0.1.0"
 

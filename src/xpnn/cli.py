@@ -118,9 +118,7 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
 @click.argument("kernel")
 @click.option("--backend", type=click.Choice(BACKENDS), default="numba", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
-@click.option(
-    "--direction", type=click.Choice(["forward", "backward", "value_and_grad"]), default="forward", show_default=True
-)
+@click.option("--direction", type=click.Choice(["forward", "backward", "value_and_grad"]), default="forward", show_default=True)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="An option, such as reduction=sum or activation=relu; an input that may be left out is passed with "
               "any value, such as weight=1. May be repeated.")  # fmt: skip
@@ -143,15 +141,11 @@ def show(kernel: str, backend: str, dtype: str, direction: str, options: tuple[s
 
 @main.command()
 @_kernels
-@click.option(
-    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this backend; may be repeated."
-)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this backend; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @_import
 @click.pass_context
-def parity(
-    context: click.Context, names: tuple[str, ...], backends: tuple[str, ...], as_json: bool, file: Path | None
-) -> None:
+def parity(context: click.Context, names: tuple[str, ...], backends: tuple[str, ...], as_json: bool, file: Path | None) -> None:
     """Measure every kernel's error on every backend against its bound; exit with 1 on a breach.
 
     Errors are in units of the last place. A check that would not notice a wrong result is "blind", and fails too.
