@@ -2,6 +2,7 @@
 
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index
+from xpnn.kernels.normalizers import exp_minus_max
 
 
 @kernel(wrt=("probs",), domain={"probs": "simplex", "target": "simplex"})
@@ -122,8 +123,8 @@ def cross_entropy(
     >>> round(float(xpnn.cross_entropy(logits, np.array([0, 0]))), 4)
     1.1269
     """
-    m = xp.max(logits, axis=-1, keepdims=True)
-    s = xp.sum(xp.exp(logits - m), axis=-1, keepdims=True)
+    m, e = exp_minus_max(xp, logits)
+    s = xp.sum(e, axis=-1, keepdims=True)
     log_s = xp.log(s)
     valid, w, mass = row_weights(xp, logits, target, weight, ignore_index)
     if valid is None:
@@ -154,7 +155,8 @@ def cross_entropy_backward(
     """
     valid, w, mass = row_weights(xp, logits, target, weight, ignore_index)
     scale = dloss / mass if reduction == "mean" else dloss
-    p = xp.exp(logits - m) / s
+    _, e = exp_minus_max(xp, logits, m)
+    p = e / s
     if valid is None:
         y = smoothed(xp, logits, target, weight, label_smoothing)
         dlogits = scale * (p * xp.sum(y, axis=-1, keepdims=True) - y)

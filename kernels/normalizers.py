@@ -6,6 +6,16 @@ from xpnn.backends.arrays import namespace
 from xpnn.backends.kernel import kernel
 
 
+def exp_minus_max(xp, x, m=None):
+    """m = max x along the row, and exp(x − m): the one place where a row is shifted so that exp never overflows.
+
+    A maximum that was saved may be given.
+    """
+    if m is None:
+        m = xp.max(x, axis=-1, keepdims=True)
+    return m, xp.exp(x - m)
+
+
 @kernel
 def softmax(xp, x):
     """yᵢ = exp(xᵢ) / Σⱼ exp(xⱼ), along an axis.
@@ -33,7 +43,7 @@ def softmax(xp, x):
     >>> xpnn.softmax([1000.0, 1000.0])
     array([0.5, 0.5])
     """
-    e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    _, e = exp_minus_max(xp, x)
     return e / xp.sum(e, axis=-1, keepdims=True)
 
 
@@ -69,8 +79,8 @@ def log_softmax(xp, x):
     >>> xpnn.log_softmax([0.0, -1000.0])
     array([    0., -1000.])
     """
-    shifted = x - xp.max(x, axis=-1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    m, e = exp_minus_max(xp, x)
+    return (x - m) - xp.log(xp.sum(e, axis=-1, keepdims=True))
 
 
 @log_softmax.backward
@@ -101,16 +111,16 @@ def logsumexp(xp, x):
     >>> xpnn.logsumexp([0.0, 0.0]) == np.log(2)
     np.True_
     """
-    m = xp.max(x, axis=-1, keepdims=True)
-    m = xp.where(xp.abs(m) == xp.inf, 0.0, m)  # inf − inf would be NaN
-    s = xp.sum(xp.exp(x - m), axis=-1, keepdims=True)
-    return m + xp.log(s), m, s
+    m, e = exp_minus_max(xp, x)
+    s = xp.sum(e, axis=-1, keepdims=True)
+    return xp.where(xp.abs(m) == xp.inf, m, m + xp.log(s)), m, s  # inf − inf made s NaN
 
 
 @logsumexp.backward
 def logsumexp_backward(xp, dy, x, m, s):
     """∂y/∂xⱼ = exp(xⱼ) / Σ exp(x) = softmax(x)ⱼ."""
-    return dy * (xp.exp(x - m) / s)
+    _, e = exp_minus_max(xp, x, m)
+    return dy * (e / s)
 
 
 def softmax_jacobian(x, *, axis=-1):

@@ -50,7 +50,6 @@ EQUIVALENT = {
     ("cross_entropy", "and -> or"),
     ("cross_entropy", "and -> only argument"),
     ("cross_entropy", "ge -> lt"),
-    # y > 0 or y <= 0 differ in nothing where dy is 0; and NaN does not occur here
 }
 
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import pickle
+import re
 import shutil
 import stat
 import sys
@@ -67,6 +68,7 @@ def load(name: str, text: str) -> ModuleType:
     """The module with this text, written to the cache folder if it is not there yet."""
     versions = f"{sys.version_info[:2]} {numba.__version__} {np.__version__} {_library()}"
     digest = hashlib.sha256(f"{versions}\n{text}".encode()).hexdigest()[:16]
+    name = re.sub(r"\W", "_", name)  # a lambda's is not a file's
     module_name = f"xpnn_cache_{name}_{digest}"
     with _LOCK:
         if module_name in sys.modules:
