@@ -304,6 +304,10 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     kept_canonical = {n: call.canonical[n] for n in kept_given}
     kept_raw = {n: a if n in kept_given else Forgotten(tuple(a.shape), a.dtype) for n, a in call.raw.items()}
     passed = tuple(call.raw)
+    cached = {n: call.raw[n] for n in kept_given} | {n: results[n] for n in keep}
+    order = tuple(n for n in d.backward_parameters if n not in d.options)
+    # the same calls as `backward` would get; it has a short way for some
+    usual = set(kwargs) <= {"out"} and len(d.inputs) == len(d.outputs) == 1 and set(order) == {*cached, *cotangents}
     shapes_out = {n: tuple(np.shape(results[n])) for n in d.outputs}
     value = single(tuple(results[n] for n in d.outputs))
     del results  # what the pullback does not need is not kept alive by it
@@ -314,6 +318,11 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         label = f"{what} pullback"
         if len(dy) != len(d.outputs):
             raise TypeError(f"{label}: takes {len(d.outputs)} cotangents, got {len(dy)}")
+        arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
+        if (fast := kernel._short_way("backward", arguments)) is not None:
+            gradient = fast(*arguments, out=out)
+            if gradient is not None:
+                return gradient
         given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)
         for name, value in zip(d.outputs, dy, strict=True):
             if value is None:
@@ -331,8 +340,12 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             raw["d" + name] = array
         canonical |= saved
         given |= {n: (roles[n], "float") for n in saved}
+        given = {n: given[n] for n in sorted(given, key=lambda n: order.index(n) if n in order else len(order))}
         back = Call(kernel, label, call.xp, call.lib, call.dtype, raw, given, call.frame, canonical, call.options)
-        return _gradients(back, passed, out)
+        gradients = _gradients(back, passed, out)
+        if usual and all(type(a) is np.ndarray for a in arguments):
+            remember(back, "backward", arguments, wrt, wrt)
+        return gradients
 
     return value, pullback
 
@@ -371,7 +384,10 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     roles |= {"d" + n: roles[n] for n in d.outputs}
     call = collect(kernel, what, bound, roles)
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
-    return _gradients(call, names, bound.out)
+    gradients = _gradients(call, names, bound.out)
+    if set(kwargs) <= {"out"} and len(d.inputs) == 1:
+        remember(call, "backward", args, ("d" + names[0],), ("d" + names[0],))
+    return gradients
 
 
 def value_and_grad(

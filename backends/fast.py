@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.backends import choice
-from xpnn.backends.kinds import Full, Index
+from xpnn.backends.kinds import Full, Index, Row
 from xpnn.backends.program import Shape
 
 if TYPE_CHECKING:
@@ -26,23 +26,25 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     ready, fr, store = call.prepared(wanted), call.frame, call.kernel._fast
     compiled = getattr(ready.execute, "compiled", None)
     kinds = {n: kind for n, (kind, _) in call.given.items()}
-    if compiled is None or len(args) != len(call.raw) or type(args[0]) is not np.ndarray or not args[0].ndim:
+    if compiled is None or len(args) != len(call.given) or type(args[0]) is not np.ndarray or not args[0].ndim:
         return
     key = (direction, *choice.state(), args[0].dtype, args[0].ndim, len(args))
     e = compiled.emitted
     known = all(
-        type(a) is np.ndarray and kinds[n] in (Full, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
+        type(a) is np.ndarray and kinds[n] in (Full, Row, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
         for n, a in zip(kinds, args, strict=True)
     )
     results = {n: ready.shapes[n] for n in e.outputs}
     plain = set(results.values()) <= _EXTENTS.keys() and fr.axis in (None, len(fr.shape) - 1)
     ambiguous = Index in kinds.values() and len(fr.shape) > 2
+    if Full not in kinds.values():
+        return
     if not known or not plain or ambiguous or tuple(e.inputs) != tuple(kinds) or set(wanted) != set(results):
         return
     if key in store:  # it exists, but this call was not one for it
         return
 
-    first = next(iter(kinds))
+    first = next(n for n, kind in kinds.items() if kind is Full)
     as_it_is = len(fr.shape) == 2 and fr.axis is not None
     lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
     lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
@@ -51,8 +53,10 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     else:
         lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []
-    for n, kind in kinds.items():
-        if n != first:
+    for n, (kind, a) in zip(kinds, zip(kinds.values(), args, strict=True), strict=True):
+        if n == first:
+            lines.append(f"    if {n}.dtype is not {n}_dtype or {n}.ndim != {a.ndim}: return None")
+        else:
             fits = "shape" if kind is Full else "shape[:-1]"
             lines.append(f"    if type({n}) is not ndarray or {n}.dtype is not {n}_dtype: return None")
             lines.append(f"    if {n}.shape != {fits} or not {n}.flags.c_contiguous: return None")

@@ -31,6 +31,7 @@ class Kernel:
         self.__module__ = declaration.forward.__module__
         self.__doc__ = declaration.forward.__doc__
         self.__wrapped__ = declaration.forward
+        self._backward = Backward(self)
 
     def __repr__(self) -> str:
         return f"<kernel {self.__name__}{self.__signature__}>"
@@ -142,7 +143,7 @@ class Kernel:
     @property
     def backward(self) -> Backward:
         """The gradient formula as a function of cotangents and cached values; as a decorator it attaches one."""
-        return Backward(self)
+        return self._backward
 
     def source(self, *, backend: str = "numba", dtype: str = "float32", direction: str = "forward", **options: Any) -> str:
         """The code that a backend runs, as text.
@@ -155,8 +156,8 @@ class Kernel:
         Examples
         --------
         >>> import xpnn
-        >>> print(xpnn.relu.source().splitlines()[-4].strip())
-        n = stop - j
+        >>> print(xpnn.relu.source().splitlines()[-1].strip())
+        return -1
         """
         return prepare.source(self, backend, dtype, direction, options)
 
@@ -188,7 +189,6 @@ class Backward:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.__name__ = f"{kernel.__name__}.backward"
-        self.__doc__ = kernel.declaration.backward.__doc__ if kernel.declaration.backward else type(self).__doc__
 
     def __repr__(self) -> str:
         return f"<{self.__name__}>"
@@ -213,7 +213,12 @@ class Backward:
         kernel = self._kernel
         if len(args) == 1 and not kwargs and inspect.isfunction(args[0]):
             declare.parse_backward(kernel.declaration, args[0])
+            self.__doc__ = args[0].__doc__
             return args[0]
+        if (fast := kernel._short_way("backward", args)) is not None and (not kwargs or kwargs.keys() == _OUT):
+            result = fast(*args, **kwargs)
+            if result is not None:
+                return result
         return call.backward(kernel, args, kwargs)
 
 
