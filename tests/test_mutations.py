@@ -12,7 +12,7 @@ from xpnn.backends import choice
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.numba import cache, emit
 from xpnn.backends.program import Node, Program, substitute, walk
-from xpnn.testing import Variant, _cache, record, sample, truth_of, variants
+from xpnn.testing import Variant, given_for_backward, record, sample, truth_of, variants
 
 SHAPES = ((4, 7), (3, 37), (40, 10))
 OTHER = {"add": "sub", "sub": "add", "mul": "div", "div": "mul", "maximum": "minimum", "exp": "neg", "log": "neg"}
@@ -71,7 +71,7 @@ def check(kernel: Kernel, direction: str, variant: Variant) -> None:
     for seed, shape in enumerate(SHAPES):
         arrays = sample(kernel, variant, shape, "float32", seed)
         if direction == "backward":
-            arrays = _cache(kernel, arrays, options, seed)
+            arrays = given_for_backward(kernel, arrays, options, seed)
         truth = truth_of(kernel, direction, arrays, options, "float32")
         samples.append((truth, record(kernel, arrays, options, tuple(truth.exact))))
     for truth, recorded in samples:

@@ -128,7 +128,7 @@ def _with(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
     return {n: a.astype(dtype) if a.dtype.kind == "f" else a for n, a in arrays.items()}
 
 
-def _cache(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], seed: int) -> dict[str, Array]:
+def given_for_backward(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], seed: int) -> dict[str, Array]:
     """What backward is given: inputs, outputs and saved values rounded to the dtype, and a random cotangent."""
     d = kernel.declaration
     with choice.use_backend("numpy"):
@@ -323,7 +323,7 @@ def _prepared(kernel: Kernel, variant: Variant, direction: str, dtype: str, shap
     options = dict(variant.options)
     arrays = sample(kernel, variant, shape, dtype, seed)
     if direction == "backward":
-        arrays = _cache(kernel, arrays, options, seed)
+        arrays = given_for_backward(kernel, arrays, options, seed)
     return arrays, options, truth_of(kernel, direction, arrays, options, dtype)
 
 
@@ -345,7 +345,7 @@ def _row(kernel: Kernel, variant: Variant, direction: str, backend: str, dtype: 
         "error_ulp": worst,
         "bound_ulp": bound,
         "verdict": verdict,
-        "truth": f"composed in {np.dtype(_WIDER[dtype]).name}",
+        "truth": f"composed in {_WIDER[dtype].__name__}",
     }
 
 
