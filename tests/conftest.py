@@ -33,6 +33,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"not compared, {name} is not installed: {what}")
 
 
+_STATES: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request: pytest.FixtureRequest) -> None:
+    """Each test draws from its module's generator as if it ran alone, whatever ran before it."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        state = _STATES.setdefault(request.module.__name__, generator.bit_generator.state)
+        generator.bit_generator.state = state
+
+
 # --- backends and libraries ---------------------------------------------------------------------------------------------
 
 
@@ -172,13 +184,13 @@ def axis_case(request: pytest.FixtureRequest) -> Case:
 def close() -> Callable[..., None]:
     """Compare shape, dtype and values: to a few roundings of the largest value."""
 
-    def compare(got: Any, want: Any, *, ulps: float = 64, dtype: Any = None) -> None:
+    def compare(got: Any, want: Any, *, ulps: float = 64, dtype: Any = None, terms: float = 0.0) -> None:
         got, want = np.asarray(got), np.asarray(want, np.float64)
         assert got.shape == want.shape
         if dtype is not None:
             assert got.dtype == dtype
         tolerance = ulps * float(np.finfo(got.dtype).eps)
-        scale = np.max(np.abs(want), initial=0.0, where=np.isfinite(want))
+        scale = np.max(np.abs(want), initial=terms, where=np.isfinite(want))  # terms: what the result is a difference of
         np.testing.assert_allclose(got.astype(np.float64), want, rtol=tolerance, atol=tolerance * scale)
 
     return compare
