@@ -24,6 +24,8 @@ def wrong(kernel: str, argument: str, got: object, expected: str) -> str:
 
 def library(array: Any) -> str:
     """The name of an array's library, by its type's module."""
+    if isinstance(array, np.ndarray | np.generic):
+        return "numpy"  # subclasses too
     root = type(array).__module__.partition(".")[0]
     return {"jaxlib": "jax"}.get(root, root)
 

@@ -62,6 +62,8 @@ def option_value(what: str, name: str, value: Any, default: Any) -> Any:
     elif isinstance(default, int):
         fits, kind = isinstance(value, numbers.Integral) and not isinstance(value, bool), "an integer"
         value = int(value) if fits else value
+        if fits and not -(2**63) <= value < 2**63:
+            raise ValueError(wrong(what, name, value, "an integer of 64 bits"))
     elif isinstance(default, float):
         fits, kind = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
         value = float(value) if fits else value

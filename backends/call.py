@@ -109,6 +109,8 @@ class Call:
             value = _unbroadcast(xp, value, target)
             if value.dtype != self.raw[source].dtype:
                 value = xp.astype(value, self.raw[source].dtype)
+        elif value.dtype != self.dtype:
+            value = xp.astype(value, self.dtype)
         if out is None:
             return value[()] if target == () and self.lib == "numpy" else value
         if value is not out and not (self.lib == "numpy" and _same_memory(value, out)):
@@ -204,6 +206,8 @@ def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
     """Sum a gradient over the axes along which its input was repeated."""
     if tuple(value.shape) == shape:
         return value
+    if value.ndim < len(shape):
+        return xp.reshape(value, shape)
     if value.ndim > len(shape):
         value = xp.sum(value, axis=tuple(range(value.ndim - len(shape))))
     repeated = tuple(i for i, (have, want) in enumerate(zip(value.shape, shape, strict=True)) if have != want)
@@ -239,7 +243,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
     if d.check is not None:
         d.check(kinds, shapes, bound.options)
-    fr = frame(what, shapes, kinds, bound.axis, aware(kernel), bound.axis_given)
+    present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
+    rows = aware(kernel, default_given(d) | present, bound.options)
+    fr = frame(what, shapes, kinds, bound.axis, rows, bound.axis_given)
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():
@@ -247,7 +253,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
             a = xp.astype(a, dtype)
         canonical[n] = fr.canonical(xp, a, kinds[n])
         given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
-    if not aware(kernel) and lib == "numpy":
+    if not rows and lib == "numpy":
         fr, canonical = _keep_strides(fr, raw, canonical, dtype)
     return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
 
@@ -296,6 +302,10 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     cotangents: Given = {"d" + n: (roles[n], "float") for n in d.outputs}
     everything: Given = call.given | {n: (roles[n], "float") for n in (*d.outputs, *d.saved)} | cotangents
     reads = backward_reads(kernel, everything, call.options, wrt)
+    for n in reads & call.raw.keys():
+        for o in outs(what, d.outputs, bound.out).values():
+            if call.lib == "numpy" and isinstance(o, np.ndarray) and np.may_share_memory(o, call.raw[n]):
+                raise ValueError(wrong(what, "out", f"the memory of {n}", f"other memory: the pullback reads {n}"))
     keep = tuple(n for n in (*d.outputs, *d.saved) if n in reads)
     wanted = (*d.outputs, *(n for n in keep if n not in d.outputs))
     results = call.run(wanted, outs(what, d.outputs, bound.out))

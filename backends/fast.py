@@ -41,57 +41,70 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         return
     if not known or not plain or ambiguous or tuple(e.inputs) != tuple(kinds) or set(wanted) != set(results):
         return
+    if call.kernel.declaration.check is not None:
+        if len(call.kernel._checked) > 1000:
+            call.kernel._checked.clear()
+        call.kernel._checked.add(tuple(a.shape for a in args))
     if key in store:  # it exists, but this call was not one for it
         return
 
-    first = next(n for n, kind in kinds.items() if kind is Full)
+    # arrays, results and numbers go by names of our own, which no user's can meet
+    arrays = {n: f"a{k}" for k, n in enumerate(kinds)}
+    made = {n: f"r{k}" for k, n in enumerate(results)}
+    first = next(arrays[n] for n, kind in kinds.items() if kind is Full)
     as_it_is = len(fr.shape) == 2 and fr.axis is not None
-    lines = [f"def fast({', '.join(kinds)}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
+    lines = [f"def fast({', '.join(arrays.values())}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
     lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
+    if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
+        lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
     if fr.axis is None:
         lines.append("    rows, columns = 1, size")
     else:
         lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []
-    for n, (kind, a) in zip(kinds, zip(kinds.values(), args, strict=True), strict=True):
-        if n == first:
-            lines.append(f"    if {n}.dtype is not {n}_dtype or {n}.ndim != {a.ndim}: return None")
+    for (n, a), given in zip(arrays.items(), args, strict=True):
+        if a == first:
+            lines.append(f"    if {a}.dtype is not {a}_dtype or {a}.ndim != {given.ndim}: return None")
         else:
-            fits = "shape" if kind is Full else "shape[:-1]"
-            lines.append(f"    if type({n}) is not ndarray or {n}.dtype is not {n}_dtype: return None")
-            lines.append(f"    if {n}.shape != {fits} or not {n}.flags.c_contiguous: return None")
-        view = f"{n}.reshape(rows, {'columns' if kind is Full else '1'})"
-        passed.append(n if kind is Full and as_it_is else view)
+            fits = "shape" if kinds[n] is Full else "shape[:-1]"
+            lines.append(f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype: return None")
+            lines.append(f"    if {a}.shape != {fits} or not {a}.flags.c_contiguous: return None")
+        view = f"{a}.reshape(rows, {'columns' if kinds[n] is Full else '1'})"
+        passed.append(a if kinds[n] is Full and as_it_is else view)
     shapes = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, 1): "()"}
     target = given_out[0] if len(given_out) == 1 else None
-    for n, shape in results.items():
+    for n, r in made.items():
+        extents = _EXTENTS[results[n]]
         if n != target:
-            lines.append(f"    {n} = empty({_EXTENTS[shape]}, dtype)")
+            lines.append(f"    {r} = empty({extents}, dtype)")
         else:
-            alias = f"{first} is out" if (n, first) not in e.unsafe else "False"
+            full_name = next(k for k, a in arrays.items() if a == first)
+            alias = f"{first} is out" if (n, full_name) not in e.unsafe else "False"
+            shared = " or ".join(f"may_share_memory(out, {a})" for a in arrays.values())
             lines += [
-                f"    if out is None: {n} = empty({_EXTENTS[shape]}, dtype)",
+                f"    if out is None: {r} = empty({extents}, dtype)",
                 "    else:",
-                f"        if type(out) is not ndarray or out.dtype is not dtype or out.shape != {shapes[shape]}: return None",
-                "        if not out.flags.c_contiguous or not out.flags.writeable: return None",
-                f"        if ({' or '.join(f'may_share_memory(out, {k})' for k in kinds)}) and not ({alias}): return None",
-                f"        {n} = out.reshape({_EXTENTS[shape]})",
+                "        if type(out) is not ndarray or out.dtype is not dtype: return None",
+                f"        if out.shape != {shapes[results[n]]} or not out.flags.c_contiguous: return None",
+                f"        if not out.flags.writeable or ({shared}) and not ({alias}): return None",
+                f"        {r} = out.reshape({extents})",
             ]
-        passed.append(n)
+        passed.append(r)
     if target is None:
         lines.insert(1, "    if out is not None: return None")
-    passed += [f"{n}_value" for n in e.numbers]
+    values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
+    passed += values
     lines.append(f"    if size < limit: outside = entry(0, 1, {', '.join(passed)})")
     lines.append(f"    else: outside = run(size, {', '.join(passed)})")
     lines.append("    if outside >= 0: return None")
     back = {("R", "C"): "" if as_it_is else ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]", (1, 1): "[0, 0]"}
-    values = {n: n + back[results[n]] for n in wanted}
+    returned = {n: made[n] + back[results[n]] for n in wanted}
     if target is not None:
-        lines.append(f"    if out is not None: return {', '.join((values | {target: 'out'}).values())}")
-    lines.append(f"    return {', '.join(values.values())}")
-    scope = {f"{n}_dtype": a.dtype for n, a in zip(kinds, args, strict=True)}
-    scope |= {f"{n}_value": call.options[n] for n in e.numbers}
+        lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
+    lines.append(f"    return {', '.join(returned.values())}")
+    scope = {f"{a}_dtype": given.dtype for a, given in zip(arrays.values(), args, strict=True)} | values
     scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "dtype": call.dtype}
     scope |= {"entry": compiled.call, "run": compiled.direct, "limit": compiled.serial_below}
+    scope["checked"] = call.kernel._checked
     exec("\n".join(lines), scope)
     store[key] = scope["fast"]

@@ -27,6 +27,7 @@ class Kernel:
         self._declaration = declaration
         self._tasks: dict[Any, Any] = {}
         self._fast: dict[Any, Callable[..., Any]] = {}
+        self._checked: set[tuple[tuple[int, ...], ...]] = set()
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
         self.__doc__ = declaration.forward.__doc__
@@ -93,7 +94,8 @@ class Kernel:
             What the call would have returned.
         pullback
             A function of the cotangent of `y` (one for each output); it returns the gradient of a single input, else a
-            tuple over the inputs passed, None for integer ones. Takes `out=`.
+            tuple over the inputs passed, None for integer ones. Takes `out=`. It holds what backward reads, not copies:
+            change no input and no result before it was called.
 
         Raises
         ------
@@ -213,6 +215,8 @@ class Backward:
         kernel = self._kernel
         if len(args) == 1 and not kwargs and inspect.isfunction(args[0]):
             declare.parse_backward(kernel.declaration, args[0])
+            kernel._tasks.clear()
+            kernel._fast.clear()
             self.__doc__ = args[0].__doc__
             return args[0]
         if (fast := kernel._short_way("backward", args)) is not None and (not kwargs or kwargs.keys() == _OUT):

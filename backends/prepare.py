@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,25 +38,29 @@ def has_axis(kernel: Kernel) -> bool:
     return aware(kernel) and not any(Matrix in i.kinds for i in d.inputs.values())
 
 
-def aware(kernel: Kernel) -> bool:
-    """Whether a kernel tells rows from columns; all others are run on flat arrays."""
-    known = kernel._tasks.get("aware")
-    if known is None:
-        d = kernel.declaration
-        known = any(k not in (Full, Scalar) for i in d.inputs.values() for k in i.kinds)
-        if not known:
-            try:
-                job = Task(d, default_given(d), dict(d.options), {}, (*d.outputs, *d.saved), "numpy", "float64")
-                program = job.program()
-                nodes = walk(program.outputs.values())
-                reduces = any(
-                    n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"} for n in nodes
-                )
-                known = reduces or any(n.shape != ("R", "C") for n in program.outputs.values())
-            except SubsetError:
-                known = True
-        kernel._tasks["aware"] = known
-    return bool(known)
+def aware(kernel: Kernel, given: Given | None = None, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a kernel tells rows from columns, called so; if not, it is run on flat arrays."""
+    d = kernel.declaration
+    inputs = default_given(d) if given is None else given
+    chosen = d.options if options is None else options
+    return _remembered(kernel, "aware", inputs, chosen, (*d.outputs, *d.saved), _tells_rows)
+
+
+def _tells_rows(job: Task) -> bool:
+    d = job.declaration
+    if any(kind not in (Full, Scalar) for kind, _ in job.given.values()):
+        return True
+    jobs = [job]
+    if d.backward is not None:
+        given = job.given | dict.fromkeys((*d.outputs, *d.saved, *d.cotangents()), (Full, "float"))  # type: ignore[operator]
+        jobs.append(replace(job, given=given, wanted=tuple("d" + n for n in job.given)))
+    try:
+        programs = [j.program() for j in jobs]
+    except (SubsetError, TypeError):
+        return True
+    nodes = {n for p in programs for n in walk(p.outputs.values())}
+    reduces = any(n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"} for n in nodes)
+    return reduces or any(n.shape != ("R", "C") for n in programs[0].outputs.values())
 
 
 def kind_of(shape: Shape) -> type[Kind]:
@@ -82,7 +86,7 @@ def _shapes_by_trial(job: Task) -> dict[str, Shape]:
     """The same for a kernel that cannot be traced: run it on small arrays of telling sizes."""
     from xpnn.backends.composed import Shim
 
-    extents = {Full: (3, 5), Row: (3, 1), Index: (3, 1), Column: (1, 5), Scalar: (1, 1)}
+    extents = {Full: (7, 11), Row: (7, 1), Index: (7, 1), Column: (1, 11), Scalar: (1, 1)}
     values: dict[str, Any] = {}
     for name, (kind, dtype) in job.given.items():
         if kind not in extents:
@@ -90,7 +94,7 @@ def _shapes_by_trial(job: Task) -> dict[str, Shape]:
         values[name] = np.ones(extents[kind], {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype])
     with np.errstate(all="ignore"):
         results = evaluate(job.declaration, Shim(np, "cpu"), values, {**job.static, **job.numbers}, job.wanted)
-    symbols: dict[int, Any] = {3: "R", 5: "C", 1: 1}
+    symbols: dict[int, Any] = {7: "R", 11: "C", 1: 1}
     shapes = {n: np.shape(v) or (1, 1) for n, v in results.items() if v is not None}
     return {n: (symbols[s[0]], symbols[s[1]]) for n, s in shapes.items()}
 

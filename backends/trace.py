@@ -121,10 +121,19 @@ class Trace:
                 dtype = "float"
             else:
                 dtype = "int" if "int" in kinds else "bool"
+        rows_of_integers = any(a.node.dtype == "int" and a.node.shape[0] != 1 for a in arrays)
+        if op in ("add", "sub", "mul") and dtype != "float" and not rows_of_integers:
+            # whole numbers that are no one's index: they would overflow where NumPy's Python integers do not
+            arrays, dtype, kinds = [self.lift(self._float(a)) for a in arrays], "float", {"float"}
         shape = (self._broadcast(a.node.shape[0] for a in arrays), self._broadcast(a.node.shape[1] for a in arrays))
         if op == "mul" and any(a.node.op == "constant" and a.node.value == 1 for a in arrays) and len(kinds) == 1:
             return next(a for a in reversed(arrays) if not (a.node.op == "constant" and a.node.value == 1))
         return Array(self, self.node(op, tuple(a.node for a in arrays), shape, dtype))
+
+    def _float(self, a: Array) -> Any:
+        if a.node.op == "constant":
+            return float(a.node.value)
+        return Array(self, self.node("cast", (a.node,), a.node.shape, "float"))
 
     def _broadcast(self, extents: Any) -> Extent:
         result: Extent = 1
@@ -240,6 +249,11 @@ class Array:
         if exponent != 2:
             _refuse(f"it raises to the power {exponent!r} (only 2 is known)")
         return self * self
+
+    def _unknown(self, *operands: Any) -> NoReturn:
+        _refuse("it uses an operator other than + - * / ** 2 @, comparisons, & | ~")
+
+    __rpow__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __xor__ = __lshift__ = __rshift__ = _unknown
 
     def __bool__(self) -> bool:
         _refuse("it branches on a value that is known only at run time; use xp.where, or declare an off value", BranchError)

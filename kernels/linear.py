@@ -10,7 +10,9 @@ def check_activation(kinds, shapes, options):
     activation = options["activation"]
     if activation is None:
         return
-    if not isinstance(activation, Kernel) or activation.has_axis or len(activation.declaration.inputs) != 1:
+    fits = isinstance(activation, Kernel) and not activation.has_axis
+    d = activation.declaration if fits else None
+    if d is None or len(d.inputs) != 1 or len(d.outputs) != 1 or d.saved:
         raise TypeError(f"linear: activation: got {activation!r}, expected an element-wise kernel such as xpnn.relu, or None")
 
 
