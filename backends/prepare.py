@@ -52,7 +52,7 @@ def _tells_rows(job: Task) -> bool:
         return True
     jobs = [job]
     if d.backward is not None:
-        given = job.given | dict.fromkeys((*d.outputs, *d.saved, *d.cotangents()), (Full, "float"))  # type: ignore[operator]
+        given = job.given | dict.fromkeys((*d.outputs, *d.saved, *d.cotangents()), (Full, "float"))
         jobs.append(replace(job, given=given, wanted=tuple("d" + n for n in job.given)))
     try:
         programs = [j.program() for j in jobs]

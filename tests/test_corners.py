@@ -95,7 +95,7 @@ def test_whole_numbers_do_not_overflow(backend: str, close: Callable[..., None])
 
     for dtype in ("f4", "f8"):
         close(squares(X.astype(dtype)), X.astype(dtype) + np.arange(4.0, dtype=dtype) ** 2)
-    with pytest.raises(ValueError, match="ignore_index.*64 bits"):
+    with pytest.raises(ValueError, match=r"ignore_index.*64 bits"):
         xpnn.cross_entropy(X, np.array([0, 1]), ignore_index=2**70)
 
 
@@ -114,22 +114,7 @@ def test_checks_are_never_skipped() -> None:
         k(np.ones((2, 3)))
 
 
-NAMES = [
-    "size",
-    "rows",
-    "columns",
-    "shape",
-    "entry",
-    "limit",
-    "outside",
-    "dtype",
-    "empty",
-    "ndarray",
-    "a0",
-    "r0",
-    "out_",
-    "fast",
-]
+NAMES = "size rows columns shape entry limit outside dtype empty ndarray a0 r0 out_ fast".split()
 
 
 @pytest.mark.parametrize("name", NAMES)
