@@ -114,7 +114,7 @@ def test_checks_are_never_skipped() -> None:
         k(np.ones((2, 3)))
 
 
-NAMES = "size rows columns shape entry limit outside dtype empty ndarray a0 r0 out_ fast".split()
+NAMES = ["size", "rows", "columns", "shape", "entry", "limit", "outside", "dtype", "empty", "ndarray", "a0", "r0", "out_"]
 
 
 @pytest.mark.parametrize("name", NAMES)
