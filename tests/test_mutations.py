@@ -49,7 +49,6 @@ EQUIVALENT = {
     # a class number that is out of range or ignored cannot be told from one that is neither, on checked input
     ("cross_entropy", "and -> or"),
     ("cross_entropy", "and -> only argument"),
-    ("cross_entropy", "ge -> lt"),
 }
 
 
