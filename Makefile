@@ -16,7 +16,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
 # directories are listed too: a file that goes away changes the time of its directory
 sources := pyproject.toml README.md LICENSE \
-	$(shell find src kernels backends benchmarks \( -name __pycache__ -o -name '*.egg-info' \) -prune -o \( -type d -o -name '*.py' -o -name py.typed \) -print)
+	$(shell find src kernels backends benchmarks \( -name __pycache__ -o -name '*.egg-info' \) -prune -o \( -type d -o -name '*.py' -o -name '*.cuh' -o -name '*.h' -o -name '*.cpp' -o -name py.typed \) -print)
 wheel = $$(echo $(VENV)/wheel/xpnn-*.whl)
 
 help:  ## this list

@@ -13,8 +13,10 @@ import numpy as np
 
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
 from xpnn.backends.program import DType, Shape
+from xpnn.backends.task import HALF
 
 IMMUTABLE = {"jax", "dask"}
+WRITABLE = {"numpy", "cupy"}  # whose memory we write results to ourselves
 
 
 def wrong(kernel: str, argument: str, got: object, expected: str) -> str:
@@ -67,7 +69,7 @@ def accept(kernel: str, name: str, value: Any, others: str | None) -> Any:
 
 def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
     """Whether a dtype is one of floats, integers or booleans."""
-    if xp is np:
+    if isinstance(dtype, np.dtype) and (dtype.kind in "biuf" or dtype.name == "bfloat16"):
         return {"b": "bool", "i": "int", "u": "int"}.get(dtype.kind, "float")  # type: ignore[return-value]
     if xp.isdtype(dtype, "bool"):
         return "bool"
@@ -81,6 +83,31 @@ def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:
 def dtype_name(dtype: Any) -> str:
     """ "float32" for any library's float32."""
     return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def wide_dtype(xp: Any, dtype: Any) -> Any:
+    """What a floating dtype is computed in."""
+    return xp.float32 if dtype_name(dtype) in HALF else dtype
+
+
+def address(a: Any) -> int:
+    """Where the memory of a NumPy or CuPy array starts."""
+    return int(a.__array_interface__["data"][0] if isinstance(a, np.ndarray | np.generic) else a.data.ptr)
+
+
+class _Memory:
+    """An array's place in memory, as NumPy understands it."""
+
+    def __init__(self, a: Any) -> None:
+        self.array = a  # kept alive by what NumPy makes of this
+        self.__array_interface__ = {
+            "version": 3, "shape": a.shape, "strides": a.strides, "typestr": f"|V{a.itemsize}", "data": (address(a), False),
+        }  # fmt: skip
+
+
+def memory(a: Any) -> np.ndarray[Any, Any]:
+    """An array that stands for the memory of a NumPy or CuPy array, wherever that is; its values must not be read."""
+    return a if isinstance(a, np.ndarray) else np.asarray(_Memory(a))
 
 
 @functools.cache

@@ -12,19 +12,23 @@ import numpy as np
 
 from xpnn.backends.arrays import (
     IMMUTABLE,
+    WRITABLE,
     Frame,
     accept,
+    address,
     check_extents,
     dtype_class,
     dtype_name,
     frame,
     library,
+    memory,
     namespace,
+    wide_dtype,
     wrong,
 )
 from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
-from xpnn.backends.kinds import Full, Index, Kind
+from xpnn.backends.kinds import Full, Index, Kind, Row, Scalar
 from xpnn.backends.prepare import (
     Given,
     Prepared,
@@ -78,7 +82,7 @@ class Call:
         }
         sizes |= {"R": self.frame.rows, "C": self.frame.columns}
         expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
-        self._check_out(out, {n: self.public_shape(n, ready.shapes[n], expected[n]) for n in expected})
+        self._check_out(out, {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, e)) for n, e in expected.items()})
         if self.frame.rows == 0 or self.frame.columns == 0:
             results = self._nothing(expected)
         else:
@@ -98,6 +102,10 @@ class Call:
             return tuple(self.raw[source].shape)
         return self.frame.result_shape(shape, canonical)
 
+    def dtype_of(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A result's dtype, given its canonical shape."""
+        return wide_dtype(self.xp, self.dtype) if self.kernel.declaration.is_wide(name, shape[1] == 1) else self.dtype
+
     def _settled(self, name: str, value: Any, shape: Shape, expected: tuple[int, ...], out: Any) -> Any:
         """A result in the caller's shape and dtype, in `out` if there is one."""
         xp = self.xp
@@ -109,11 +117,11 @@ class Call:
             value = _unbroadcast(xp, value, target)
             if value.dtype != self.raw[source].dtype:
                 value = xp.astype(value, self.raw[source].dtype)
-        elif value.dtype != self.dtype:
-            value = xp.astype(value, self.dtype)
+        elif value.dtype != (dtype := self.dtype_of(name, expected)):
+            value = xp.astype(value, dtype)
         if out is None:
             return value[()] if target == () and self.lib == "numpy" else value
-        if value is not out and not (self.lib == "numpy" and _same_memory(value, out)):
+        if value is not out and not (self.lib in WRITABLE and _same_memory(value, out)):
             out[...] = value
         return out
 
@@ -131,20 +139,20 @@ class Call:
                     )
                 )
             mean = shape == (1, 1) and self.options.get("reduction") == "mean" and name in self.kernel.declaration.outputs
-            empty[name] = self.xp.full(shape, math.nan if mean else 0.0, dtype=self.dtype)
+            empty[name] = self.xp.full(shape, math.nan if mean else 0.0, dtype=self.dtype_of(name, shape))
         return empty
 
     def _target(self, out: Any, shape: Shape) -> Any:
         """`out` as canonical memory, if it can be viewed so."""
-        if self.lib != "numpy":
+        if self.lib not in WRITABLE:
             return None
         kind = kind_of(shape)
         if kind is Full and out.shape != self.frame.shape:
             return None
         view = self.frame.canonical(self.xp, out, kind)
-        return view if np.shares_memory(view, out) else None
+        return view if np.shares_memory(memory(view), memory(out)) else None
 
-    def _check_out(self, out: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _check_out(self, out: Mapping[str, Any], expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
         taken: list[tuple[str, Any]] = []
         for name, o in out.items():
             label = f"out[{name}]" if len(out) > 1 else "out"
@@ -152,22 +160,24 @@ class Call:
                 raise TypeError(wrong(self.what, label, type(o).__name__, f"a {self.lib} array like the inputs"))
             if self.lib in IMMUTABLE:
                 raise TypeError(wrong(self.what, label, f"a {self.lib} array", f"None: {self.lib} arrays cannot be written"))
-            if name not in shapes:
+            if name not in expected:
                 raise TypeError(wrong(self.what, label, "an array", f"None: there is no {name}"))
             source = self.kernel.declaration.gradients.get(name)
-            dtype = self.raw[source].dtype if source in self.raw else self.dtype
-            if tuple(o.shape) != shapes[name]:
-                raise ValueError(wrong(self.what, label, f"shape {tuple(o.shape)}", f"{shapes[name]}"))
+            shape, dtype = expected[name]
+            if source in self.raw:
+                dtype = self.raw[source].dtype
+            if tuple(o.shape) != shape:
+                raise ValueError(wrong(self.what, label, f"shape {tuple(o.shape)}", f"{shape}"))
             if o.dtype != dtype:
                 raise TypeError(wrong(self.what, label, f"dtype {dtype_name(o.dtype)}", dtype_name(dtype)))
-            if self.lib == "numpy":
-                if not o.flags.writeable:
+            if self.lib in WRITABLE:
+                if self.lib == "numpy" and not o.flags.writeable:
                     raise ValueError(wrong(self.what, label, "a read-only array", "one that can be written"))
                 for other, a in (*self.raw.items(), *taken):
                     if isinstance(a, Forgotten):
                         continue
                     same = _same_memory(o, a) and other in self.raw
-                    if not same and np.shares_memory(o, a):
+                    if not same and np.shares_memory(memory(o), memory(a)):
                         raise ValueError(
                             wrong(
                                 self.what,
@@ -194,12 +204,7 @@ class Call:
 
 
 def _same_memory(a: Any, b: Any) -> bool:
-    return bool(
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.shape == b.shape
-        and a.strides == b.strides
-        and a.dtype == b.dtype
-    )
+    return bool(address(a) == address(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
 
 
 def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
@@ -212,6 +217,10 @@ def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
         value = xp.sum(value, axis=tuple(range(value.ndim - len(shape))))
     repeated = tuple(i for i, (have, want) in enumerate(zip(value.shape, shape, strict=True)) if have != want)
     return xp.reshape(xp.sum(value, axis=repeated, keepdims=True) if repeated else value, shape)
+
+
+def _double(xp: Any) -> Any:
+    return np.dtype(np.float64) if xp is np else xp.float64
 
 
 def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Kind]]) -> Call:
@@ -238,8 +247,10 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
         if (kinds[n] is Index and classes[n] != "int") or (Index in choices and classes[n] == "bool"):
             other = " or floats" if len(choices) > 1 else ""
             raise TypeError(wrong(what, n, f"dtype {dtype_name(raw[n].dtype)}", f"integers{other}"))
-    floats = [raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"]
-    dtype = xp.result_type(*floats) if floats else np.dtype(np.float64) if xp is np else xp.float64
+    floats = {n: raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"}
+    wide = {n for n in raw if d.is_wide(n, kinds[n] in (Row, Scalar))}  # these do not decide
+    found = list(dict.fromkeys(floats[n] for n in floats if n not in wide)) or list(dict.fromkeys(floats.values()))
+    dtype = (found[0] if len(found) == 1 else xp.result_type(*found)) if found else _double(xp)
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
     if d.check is not None:
         d.check(kinds, shapes, bound.options)
@@ -249,8 +260,8 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():
-        if kinds[n] is not Index and a.dtype != dtype:
-            a = xp.astype(a, dtype)
+        if kinds[n] is not Index and a.dtype != (own := wide_dtype(xp, dtype) if n in wide else dtype):
+            a = xp.astype(a, own)
         canonical[n] = fr.canonical(xp, a, kinds[n])
         given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
     if not rows and lib == "numpy":
@@ -304,12 +315,14 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     reads = backward_reads(kernel, everything, call.options, wrt)
     for n in reads & call.raw.keys():
         for o in outs(what, d.outputs, bound.out).values():
-            if call.lib == "numpy" and isinstance(o, np.ndarray) and np.may_share_memory(o, call.raw[n]):
+            if call.lib in WRITABLE and library(o) == call.lib and np.may_share_memory(memory(o), memory(call.raw[n])):
                 raise ValueError(wrong(what, "out", f"the memory of {n}", f"other memory: the pullback reads {n}"))
     keep = tuple(n for n in (*d.outputs, *d.saved) if n in reads)
     wanted = (*d.outputs, *(n for n in keep if n not in d.outputs))
     results = call.run(wanted, outs(what, d.outputs, bound.out))
-    saved = {n: call.frame.canonical(call.xp, call.xp.asarray(results[n]), roles[n]) for n in keep}
+    saved = {
+        n: call.frame.canonical(call.xp, np.asarray(results[n]) if call.lib == "numpy" else results[n], roles[n]) for n in keep
+    }
     kept_given = {n: g for n, g in call.given.items() if n in reads or d.inputs[n].optional}
     kept_canonical = {n: call.canonical[n] for n in kept_given}
     kept_raw = {n: a if n in kept_given else Forgotten(tuple(a.shape), a.dtype) for n, a in call.raw.items()}

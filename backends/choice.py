@@ -11,7 +11,7 @@ from typing import Any
 from xpnn.backends.composed import Composed
 from xpnn.backends.task import Backend
 
-NAMES = ("auto", "numpy", "numba", "array-api")
+NAMES = ("auto", "numpy", "numba", "cupy", "array-api")
 _loaded: dict[str, Backend] = {}
 context: ContextVar[str | None] = ContextVar("xpnn_backend", default=None)
 process: str = os.environ.get("XPNN_BACKEND") or "auto"
@@ -40,8 +40,9 @@ def use_backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name
-        "auto" picks by the arrays' type: NumPy arrays go to Numba, all others run composed in their own library.
-        "numpy" runs formulas composed on NumPy, "array-api" composed on any library, "numba" fused on NumPy arrays.
+        "auto" picks by the arrays' type: NumPy arrays go to Numba, CuPy arrays to CUDA kernels, all others run composed in
+        their own library. "numpy" runs formulas composed on NumPy, "array-api" composed on any library, "numba" fused on
+        NumPy arrays, "cupy" fused on CuPy arrays.
 
     Raises
     ------
@@ -86,6 +87,10 @@ def backend(name: str) -> Backend:
             from xpnn.backends.numba import Numba
 
             _loaded[name] = Numba()
+        elif name == "cupy":
+            from xpnn.backends.cupy import CuPy
+
+            _loaded[name] = CuPy()
         else:
             _loaded[name] = Composed(name)
     return _loaded[name]
@@ -93,4 +98,4 @@ def backend(name: str) -> Backend:
 
 def for_library(library: str) -> Any:
     """What "auto" means for arrays of a library."""
-    return backend("numba" if library == "numpy" else "array-api")
+    return backend({"numpy": "numba", "cupy": "cupy"}.get(library, "array-api"))

@@ -53,6 +53,13 @@ class Declaration:
     def cotangents(self) -> tuple[str, ...]:
         return tuple("d" + name for name in self.outputs)
 
+    def is_wide(self, name: str, narrow: bool) -> bool:
+        """Whether half precision is too little for a result: a loss, its cotangent, or a number saved for each row.
+
+        An output is a loss by its name, "loss".
+        """
+        return (name == "loss" and name in self.outputs) or name == "dloss" or (name in self.saved and narrow)
+
     @functools.cached_property
     def gradients(self) -> dict[str, str]:
         """The input that each gradient belongs to."""

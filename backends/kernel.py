@@ -147,13 +147,25 @@ class Kernel:
         """The gradient formula as a function of cotangents and cached values; as a decorator it attaches one."""
         return self._backward
 
-    def source(self, *, backend: str = "numba", dtype: str = "float32", direction: str = "forward", **options: Any) -> str:
+    def source(
+        self,
+        *,
+        backend: str = "numba",
+        dtype: str = "float32",
+        direction: str = "forward",
+        shape: tuple[int, int] = (4096, 4096),
+        **options: Any,
+    ) -> str:
         """The code that a backend runs, as text.
 
         Parameters
         ----------
+        backend
+            "numba": a Python module. "cupy": a translation unit of CUDA C++, which nvcc and NVRTC compile.
         direction
             "forward", "backward", or "value_and_grad" for the fused pass.
+        shape
+            Rows and columns, which the CUDA code depends on.
 
         Examples
         --------
@@ -161,7 +173,7 @@ class Kernel:
         >>> print(xpnn.relu.source().splitlines()[-1].strip())
         return -1
         """
-        return prepare.source(self, backend, dtype, direction, options)
+        return prepare.source(self, backend, dtype, direction, shape, options)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """Which backend a call would run on, and why not a faster one.

@@ -216,12 +216,34 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
         given = {n: g for n, g in given.items() if n in d.backward_parameters} | known  # type: ignore[assignment]
         given |= {"d" + n: (roles[n], "float") for n in d.outputs}
     with choice.use_backend(backend):
-        return prepare(kernel, given, merged, wanted, "numpy", dtype)
+        return prepare(kernel, given, merged, wanted, "cupy" if backend == "cupy" else "numpy", dtype)
 
 
-def source(kernel: Kernel, backend: str, dtype: str, direction: str, options: dict[str, Any]) -> str:
+def source(kernel: Kernel, backend: str, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any]) -> str:
     """`k.source(...)`."""
-    if backend != "numba":
-        raise BackendError(f"{kernel.__name__}.source: backend {backend!r} has no code of its own; expected 'numba'")
+    if backend not in ("numba", "cupy"):
+        raise BackendError(f"{kernel.__name__}.source: backend {backend!r} has no code of its own; expected 'numba' or 'cupy'")
+    if backend == "cupy":
+        from xpnn.backends.cupy.emit import Emitted, unit
+
+        parts = cuda(kernel, dtype, direction, shape, options)
+        products = "".join(f"// {part}\n" for part in parts if isinstance(part, str))
+        loops = [part for part in parts if isinstance(part, Emitted)]
+        return products + (unit(loops) if loops else "")
     ready = example_task(kernel, dtype, direction, options, "numba")
     return choice.backend("numba").source(ready.job.program(), dtype)  # type: ignore[attr-defined, no-any-return]
+
+
+def cuda(
+    kernel: Kernel, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any], device: Any = None
+) -> list[Any]:
+    """The steps of a direction on CuPy arrays of a shape: emitted kernels, and products in words."""
+    from xpnn.backends.cupy import machine
+
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(wrong(f"{kernel.__name__}.source", "shape", shape, "a number of rows and of columns, at least 1"))
+    job = example_task(kernel, dtype, direction, options, "cupy").job
+    program = job.program()
+    return choice.backend("cupy").emitted(  # type: ignore[attr-defined, no-any-return]
+        program, dtype, job.wide(program), shape, device or machine.assumed()
+    )

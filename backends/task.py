@@ -10,6 +10,8 @@ from xpnn.backends.declare import Declaration, trace
 from xpnn.backends.kinds import Kind
 from xpnn.backends.program import DType, Program
 
+HALF = {"float16", "bfloat16"}  # stored in 16 bits, computed in float32
+
 
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve; the message says why, and what to do."""
@@ -60,6 +62,11 @@ class Task:
         kinds = {n: k for n, (k, _) in self.given.items()}
         dtypes = {n: d for n, (_, d) in self.given.items()}
         return trace(self.declaration, kinds, dtypes, {**self.static, **self.numbers}, self.wanted)
+
+    def wide(self, program: Program) -> set[str]:
+        """The inputs and outputs of the program that are of what half precision is computed in."""
+        arrays = program.inputs | program.outputs
+        return {n for n, node in arrays.items() if self.declaration.is_wide(n, node.shape[1] == 1)}
 
 
 class Executable(Protocol):

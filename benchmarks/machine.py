@@ -52,7 +52,8 @@ def commit() -> str | None:
 
 def describe() -> dict[str, Any]:
     """All of it, ready for JSON. Starts Numba's threads, to know which layer serves."""
-    from xpnn.backends.numba import cache, pool
+    from xpnn.backends.folder import folder
+    from xpnn.backends.numba import pool
 
     return {
         "cpu": cpu(),
@@ -61,7 +62,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": pool.count(),
         "threading_layer": pool.layer(),
-        "cache": str(cache.folder()),
+        "cache": str(folder()),
         "versions": versions(),
         "commit": commit(),
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from xpnn.backends.declare import evaluate
 from xpnn.backends.kinds import Index
-from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
+from xpnn.backends.task import HALF, BackendError, Executable, OutOfRange, Task
 
 
 class Shim:
@@ -53,11 +53,11 @@ class Composed:
             raise BackendError(
                 f"backend 'numpy' takes NumPy arrays, got {job.library} arrays; use backend 'array-api' or 'auto'"
             )
-        indices = [n for n, (kind, _) in job.given.items() if kind is Index]
 
         def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-            for name in indices:
-                _check_index(job, xp, name, arrays, numbers)
+            check_indices(job, xp, arrays, numbers)
+            if job.dtype in HALF:  # computed in single precision, as everywhere
+                arrays = {n: xp.astype(a, xp.float32) if job.given[n][1] == "float" else a for n, a in arrays.items()}
             device = array_api_compat.device(next(iter(arrays.values())))
             with np.errstate(all="ignore"):
                 return evaluate(job.declaration, Shim(xp, device), arrays, {**job.static, **numbers}, job.wanted)
@@ -65,8 +65,14 @@ class Composed:
         return execute
 
 
+def check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Raise OutOfRange where a column number is, unless looking would wait for a device or force a lazy array."""
+    for name, (kind, _) in job.given.items():
+        if kind is Index:
+            _check_index(job, xp, name, arrays, numbers)
+
+
 def _check_index(job: Task, xp: Any, name: str, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Raise for a column number outside its range, unless looking would wait for a device or force a lazy array."""
     index = arrays[name]
     eager = job.library in {"numpy", "array_api_strict"} or (
         job.library == "torch" and array_api_compat.device(index).type == "cpu"

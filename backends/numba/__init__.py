@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnn.backends.program import Loop, Product, Program, steps
+from xpnn.backends.program import Loop, Program, steps
+from xpnn.backends.steps import executable
 from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
 from xpnn.backends.trace import BranchError, SubsetError
 
@@ -62,6 +63,7 @@ class Compiled:
         self.emitted = _emitted(program, dtype)
         self.call = cache.load(program.name, self.emitted.text).call
         self.serial_below = SERIAL_BELOW // self.emitted.work
+        self.unsafe = self.emitted.unsafe
 
     def direct(self, size: int, *arguments: Any) -> int:
         from xpnn.backends.numba import pool
@@ -138,60 +140,4 @@ def _sizes(program: Program, arrays: Mapping[str, Any]) -> dict[str, int]:
 
 def compile_program(program: Program, dtype: str) -> Executable:
     """A callable that runs a program's products and loops in order."""
-    plan = [step if isinstance(step, Product) else Compiled(step.program, dtype) for step in steps(program)]
-
-    if len(plan) == 1 and isinstance(plan[0], Compiled):
-        only = plan[0]
-
-        def single(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
-            return only(arrays, numbers, out)
-
-        single.compiled = only  # type: ignore[attr-defined]
-        return single
-
-    homes = _homes(program, plan)
-
-    def execute(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
-        known = dict(arrays)
-        # a product may read an input after a result was written: results never go straight over inputs here
-        out = {n: o for n, o in out.items() if not any(np.may_share_memory(o, a) for a in arrays.values())}
-        for step in plan:
-            if isinstance(step, Compiled):
-                given = {n: known[n] for n in step.emitted.inputs}
-                here = {n: known.get(homes_of, out.get(n)) for n, homes_of in _targets(step, homes).items()}
-                known |= step(given, numbers, {n: a for n, a in here.items() if a is not None})
-            else:
-                left = known[step.left].T if step.transpose[0] else known[step.left]
-                right = known[step.right].T if step.transpose[1] else known[step.right]
-                target = out.get(homes.get(step.result, step.result))
-                clashes = target is not None and any(np.may_share_memory(target, a) for a in (left, right))
-                usable = target is not None and target.dtype == left.dtype and target.flags.c_contiguous and not clashes
-                known[step.result] = np.matmul(left, right, out=target) if usable else np.matmul(left, right)
-        return {n: known[n] for n in program.outputs}
-
-    return execute
-
-
-def _targets(step: Compiled, homes: Mapping[str, str]) -> dict[str, str]:
-    """For each output of a loop, the product whose memory it takes over (or a name that nothing has)."""
-    taken = {home: temporary for temporary, home in homes.items() if temporary in step.emitted.inputs}
-    return {n: taken.get(n, "") for n in step.emitted.outputs}
-
-
-def _homes(program: Program, plan: list[Any]) -> dict[str, str]:
-    """Products that only one loop reads, and the output of that loop that is written over them."""
-    homes: dict[str, str] = {}
-    for step in plan:
-        if not isinstance(step, Product) or step.result in program.outputs:
-            continue
-        readers = [s for s in plan if isinstance(s, Compiled) and step.result in s.emitted.inputs]
-        also = [s for s in plan if isinstance(s, Product) and step.result in (s.left, s.right)]
-        if len(readers) != 1 or also:
-            continue
-        reader = readers[0].program
-        for name, node in reader.outputs.items():
-            fits = node.shape == reader.inputs[step.result].shape and name in program.outputs
-            if fits and (name, step.result) not in readers[0].emitted.unsafe and name not in homes.values():
-                homes[step.result] = name
-                break
-    return homes
+    return executable(program, lambda loop: Compiled(loop, dtype), np.matmul, np.may_share_memory)

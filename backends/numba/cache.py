@@ -6,17 +6,12 @@ check by itself (this library's code; Numba checks its own version and the CPU).
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import importlib.util
-import os
 import pickle
 import re
-import shutil
-import stat
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -24,37 +19,9 @@ from types import ModuleType
 import numba
 import numpy as np
 
+from xpnn.backends.folder import write
+
 _LOCK = threading.RLock()
-
-
-def folder() -> Path:
-    """Where emitted modules are kept: XPNN_CACHE_DIR, or the platform's cache folder for users."""
-    chosen = os.environ.get("XPNN_CACHE_DIR")
-    if chosen:
-        return _usable(chosen)
-    import platformdirs
-
-    return _usable(str(platformdirs.user_cache_path("xpnn", appauthor=False)))
-
-
-@functools.cache
-def _usable(chosen: str) -> Path:
-    """The folder, made private; or one for this process alone where it cannot be written, or others could write to it."""
-    path = Path(chosen)
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid"):
-            info = path.stat()
-            if info.st_uid != os.getuid():
-                raise PermissionError("it belongs to somebody else")
-            if stat.S_IMODE(info.st_mode) & 0o022:
-                path.chmod(0o700)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError:
-        path = Path(tempfile.mkdtemp(prefix="xpnn-"))
-        atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
 
 
 @functools.cache
@@ -73,27 +40,13 @@ def load(name: str, text: str) -> ModuleType:
     with _LOCK:
         if module_name in sys.modules:
             return sys.modules[module_name]
-        try:
-            path = _write(folder() / f"{name}_{digest}.py", text)
-        except FileNotFoundError:  # the folder was removed while this process ran
-            _usable.cache_clear()
-            path = _write(folder() / f"{name}_{digest}.py", text)
+        path = write(f"{name}_{digest}.py", text)
         try:
             return _run(module_name, path)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # spoilt machine code, of a process that died
             for spoilt in path.parent.glob(f"__pycache__/{path.stem}.*.nb?"):
                 spoilt.unlink(missing_ok=True)
             return _run(module_name, path)
-
-
-def _write(path: Path, text: str) -> Path:
-    """Put a file in place whole, so that no other process sees half of it."""
-    if not (path.exists() and path.read_text(encoding="utf-8", errors="replace") == text):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    return path
 
 
 def _run(module_name: str, path: Path) -> ModuleType:

@@ -16,7 +16,8 @@ import re
 from dataclasses import dataclass
 
 from xpnn.backends.numba.expression import Context, Scalars
-from xpnn.backends.numba.stage import DEAR, StageWriter
+from xpnn.backends.numba.stage import StageWriter
+from xpnn.backends.phases import DEAR
 from xpnn.backends.program import Node, Program, stages, substitute, walk
 
 _VOCABULARY = [

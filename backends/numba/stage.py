@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from xpnn.backends.numba.expression import Context, Scalars, Writer
-from xpnn.backends.program import GRID_REDUCTIONS, ROW_REDUCTIONS, Node, Stage, walk, within_pass
+from xpnn.backends.phases import DEAR, Phases
+from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
 CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
-DEAR = {"exp", "log", "tanh"}  # worth keeping between two phases
 
 
 class StageWriter(Writer):
@@ -16,12 +16,8 @@ class StageWriter(Writer):
     def __init__(self, context: Context, stage: Stage, name: str, sums: dict[Node, str]) -> None:
         super().__init__(context)
         self.stage, self.name, self.sums = stage, name, sums
-        self.roots = {root: within_pass(root) for root in (*stage.stores, *stage.sums)}
-        self.nodes = list(dict.fromkeys(n for nodes in self.roots.values() for n in nodes))
-        self.level: dict[Node, int] = {}
-        for n in self.nodes:
-            inner = () if n.op in GRID_REDUCTIONS else n.args
-            self.level[n] = max((self.level[a] for a in inner), default=0) + (n.op in ROW_REDUCTIONS)
+        phases = self.phases = Phases((*stage.stores, *stage.sums))
+        self.roots, self.nodes, self.level = phases.roots, phases.nodes, phases.level
         self.output = {node: name for name, node in context.program.outputs.items() if node in stage.stores}
         self.inputs = {n.value: n for n in self.nodes if n.op == "input"}
         self.scalars = [n for n in self.nodes if n.shape == (1, 1) and n.op not in {"constant", "extent"}]
@@ -35,30 +31,8 @@ class StageWriter(Writer):
 
     # -- planning
 
-    def target_level(self, root: Node) -> int:
-        return self.level[root.args[0] if root.op in GRID_REDUCTIONS else root]
-
-    def uses(self) -> dict[Node, set[int]]:
-        """The phases in whose column loops each full value is needed, were nothing kept."""
-        needed: dict[Node, set[int]] = {}
-
-        def visit(n: Node, phase: int) -> None:
-            if n.shape[1] == 1 or phase in needed.setdefault(n, set()):
-                return
-            needed[n].add(phase)
-            if n in self.kept and phase > min(needed[n]):
-                return
-            for a in () if n.op in GRID_REDUCTIONS else n.args:
-                visit(a, phase)
-
-        jobs = [(n.args[0], self.level[n] - 1) for n in self.nodes if n.op in ROW_REDUCTIONS]
-        jobs += [(r.args[0] if r.op in GRID_REDUCTIONS else r, self.target_level(r)) for r in self.roots]
-        for node, phase in sorted(jobs, key=lambda job: job[1]):
-            visit(node, phase)
-        return needed
-
     def _plan_kept(self) -> None:
-        for node, phases in self.uses().items():
+        for node, phases in self.phases.uses(self.kept).items():
             if node.op not in DEAR or len(phases) < 2 or node.shape != self.stage.shape:
                 continue
             for store in self.stage.stores:
@@ -69,7 +43,7 @@ class StageWriter(Writer):
 
     def _plan_unsafe(self) -> None:
         """Outputs that are written before an input is read for the last time, or in another order."""
-        last = {n: max(phases) for n, phases in self.uses().items()}
+        last = {n: max(phases) for n, phases in self.phases.uses(self.kept).items()}
         for gathered in (n for n in self.nodes if n.op == "gather"):
             for n in walk([gathered.args[0]]):  # read at the start of its phase
                 last[n] = max(last.get(n, 0), self.level[gathered])
@@ -213,7 +187,7 @@ class StageWriter(Writer):
                     self._row_value(n, scope, lines)
             reductions = [n for n in self.nodes if n.op in ROW_REDUCTIONS and self.level[n] == phase + 1]
             stores = {s for s in self.stage.stores if self.level[s] == phase and s.shape[1] != 1}
-            sums = [s for s in self.stage.sums if s.op == "column_sum" and self.target_level(s) == phase]
+            sums = [s for s in self.stage.sums if s.op == "column_sum" and self.phases.target_level(s) == phase]
             if reductions or stores or sums:
                 lines += self._column_loop(phase, scope, reductions, stores, sums)
             for s in self.stage.stores:
@@ -270,7 +244,7 @@ class StageWriter(Writer):
     ) -> list[str]:
         """What one step along the columns does, given the values of its row."""
         lines: list[str] = []
-        uses = self.uses()
+        uses = self.phases.uses(self.kept)
 
         def lanes(n: Node) -> str:
             if n.shape[1] == 1:

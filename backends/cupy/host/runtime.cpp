@@ -1,0 +1,286 @@
+// Runs a CUDA kernel on the CPU: a fiber per thread, the blocks of a cluster side by side, one cluster after another.
+//
+// Warps run as far as they can before another one does, in an order that the seed chooses: the opposite of lockstep. Shared
+// memory is poisoned and lies between pages that may not be touched. An access outside of what is mapped, a trap of the
+// undefined-behaviour sanitizer, a barrier that not all threads reach, and a deadlock end the launch with an error.
+#include <csetjmp>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+struct Int3 { unsigned x, y, z; };
+struct HostPlace { Int3 thread, block; unsigned rank; };
+
+#if defined(__clang__)
+#define ALONE __attribute__((noinline))
+#else
+#define ALONE __attribute__((noipa))  // also: assume nothing about which registers it leaves alone
+#endif
+
+extern "C" { HostPlace* host_place; }
+
+namespace {
+
+constexpr size_t STACK = 128 << 10, MOST_SHARED = 232448;
+enum Wait { RUNNING, BARRIER, WARP, CLUSTER, DONE };
+
+struct Fiber {
+  HostPlace place{};
+  void* resume[5]{};
+  ucontext_t start{};
+  bool started = false, armed = false;  // armed: between arrival at the cluster's barrier and the wait for it
+  Wait wait = RUNNING;
+  int line = 0;
+  unsigned generation = 0, arrived_in = 0;
+};
+struct Warp {
+  unsigned arrived = 0, generation = 0, done = 0;
+  int line = 0;
+  uint64_t values[2][32];
+};
+struct Block {
+  std::vector<Warp> warps;
+  unsigned arrived = 0, generation = 0, done = 0, first = 0;
+  int line = 0;
+  bool started = false;
+  unsigned char* memory = nullptr;
+};
+
+std::vector<Fiber> fibers;
+std::vector<Block> blocks;
+unsigned threads, cluster_arrived, cluster_generation, cluster_done;
+size_t dynamic;
+Fiber* current;
+Block* block_now;
+void* scheduler[5];
+std::string error;
+void (*kernel)(void**);
+void** arguments;
+
+size_t page() { return size_t(sysconf(_SC_PAGESIZE)); }
+size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
+std::string text(const char* what, int line) { return std::string(what) + " in line " + std::to_string(line); }
+
+ALONE void to_scheduler() { __builtin_longjmp(scheduler, 1); }
+ALONE void leave() {
+  if (!__builtin_setjmp(current->resume)) to_scheduler();
+}
+void fail(const std::string& what) {
+  const HostPlace& p = current->place;
+  if (error.empty()) error = what + " (block " + std::to_string(p.block.x) + ", thread " + std::to_string(p.thread.x) + ")";
+  to_scheduler();
+}
+
+void entry() {
+  kernel(arguments);
+  Fiber& f = *current;
+  Block& b = *block_now;
+  f.wait = DONE;
+  if (b.arrived) fail(text("a thread ends while others wait at __syncthreads", b.line));
+  Warp& w = b.warps[f.place.thread.x / 32];
+  if (w.arrived) fail(text("a thread ends while others of its warp wait", w.line));
+  if (f.armed && cluster_generation == f.arrived_in) --cluster_arrived;  // it arrived and never waits: counted as gone
+  ++w.done, ++b.done, ++cluster_done;
+  leave();
+}
+
+bool ready(const Fiber& f, const Block& b) {
+  switch (f.wait) {
+    case RUNNING: return true;
+    case BARRIER: return b.generation != f.generation;
+    case WARP: return b.warps[f.place.thread.x / 32].generation != f.generation;
+    case CLUSTER: return cluster_generation != f.generation;
+    default: return false;
+  }
+}
+
+ALONE void enter(Fiber& f) {
+  if (f.started) __builtin_longjmp(f.resume, 1);
+  f.started = true;
+  setcontext(&f.start);
+}
+ALONE void run(Fiber& f) {
+  current = &f;
+  host_place = &f.place;
+  f.wait = RUNNING;
+  if (!__builtin_setjmp(scheduler)) enter(f);
+}
+
+// Runs the warps of a block, each as far as it goes.
+bool turn(Block& b, unsigned turns, unsigned seed) {
+  const unsigned warps = (threads + 31) / 32;
+  bool any = false;
+  for (unsigned k = 0; k < warps; ++k) {
+    const unsigned w = seed == 0 ? k : seed == 1 ? warps - 1 - k : (k * (2 * seed + 1) + turns * seed) % warps;
+    for (bool progress = true; progress;) {
+      progress = false;
+      for (unsigned j = 0; j < 32; ++j) {
+        const unsigned i = w * 32 + (seed & 1 ? 31 - j : j);
+        if (i >= threads) continue;
+        Fiber& f = fibers[b.first + i];
+        if (!ready(f, b)) continue;
+        any = progress = true;
+        run(f);
+        if (!error.empty()) return any;
+      }
+    }
+  }
+  return any;
+}
+
+void on_signal(int number, siginfo_t* info, void*) {
+  char line[160];
+  if (number == SIGILL || number == SIGTRAP)
+    std::snprintf(line, sizeof line, "undefined behaviour: a misaligned address, an index or a shift out of range, an overflow");
+  else
+    std::snprintf(line, sizeof line, "access out of bounds at address %p", info->si_addr);
+  if (error.empty())
+    error = std::string(line) + " (block " + std::to_string(current->place.block.x) + ", thread " + std::to_string(current->place.thread.x) + ")";
+  to_scheduler();
+}
+
+const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+
+}  // namespace
+
+extern "C" {
+
+unsigned char* host_memory() { return block_now->memory; }
+
+void host_barrier(int line) {
+  Block& b = *block_now;
+  if (b.done) fail(text("a thread has ended before another one reaches __syncthreads", line));
+  if (b.arrived && b.line != line) fail(text("__syncthreads", line) + " while others wait" + text("", b.line));
+  b.line = line;
+  if (++b.arrived == threads) { b.arrived = 0; ++b.generation; return; }
+  current->wait = BARRIER, current->generation = b.generation, current->line = line;
+  leave();
+}
+
+const uint64_t* host_exchange(unsigned mask, uint64_t value, int line) {
+  Warp& w = block_now->warps[current->place.thread.x / 32];
+  if (mask != 0xffffffffu) fail(text("a warp operation for a part of the warp", line));
+  if (w.done) fail(text("a thread has ended before another one of its warp reaches a warp operation", line));
+  if (w.arrived && w.line != line) fail(text("a warp operation", line) + " while others wait" + text("", w.line));
+  w.line = line;
+  const unsigned slot = w.generation & 1;
+  w.values[slot][current->place.thread.x % 32] = value;
+  if (++w.arrived == 32) { w.arrived = 0; ++w.generation; return w.values[slot]; }
+  current->wait = WARP, current->generation = w.generation, current->line = line;
+  leave();
+  return w.values[slot];
+}
+
+void host_cluster_arrive(int line) {
+  if (current->armed) fail(text("a second arrival at the cluster's barrier without a wait", line));
+  if (cluster_done) fail(text("a thread has ended before another one reaches the cluster's barrier", line));
+  current->armed = true, current->arrived_in = cluster_generation;
+  if (++cluster_arrived == threads * blocks.size()) { cluster_arrived = 0; ++cluster_generation; }
+}
+
+void host_cluster_wait(int line) {
+  if (!current->armed) fail(text("a wait at the cluster's barrier without an arrival", line));
+  current->armed = false;
+  if (cluster_generation != current->arrived_in) return;
+  current->wait = CLUSTER, current->generation = current->arrived_in, current->line = line;
+  leave();
+}
+
+void* host_remote(const void* p, unsigned rank, size_t size) {
+  const unsigned char* q = static_cast<const unsigned char*>(p);
+  if (rank >= blocks.size()) fail("a block that is not in the cluster");
+  if (q < block_now->memory || q + size > block_now->memory + dynamic) fail("not an address in shared memory");
+  Block& other = blocks[rank];
+  if (!other.started) fail("shared memory of a block that has not started: a cluster barrier is missing");
+  if (other.done == threads) fail("shared memory of a block that has ended: a cluster barrier is missing");
+  return other.memory + (q - block_now->memory);
+}
+
+// Runs one launch; returns nullptr, or what went wrong. With `guard`, faults become errors.
+const char* host_launch(void (*call)(void**), void** args, unsigned gx, unsigned gy, unsigned count, size_t shared, unsigned cluster,
+                        unsigned seed, int flush, int guard) {
+  error.clear();
+  if (shared > MOST_SHARED) return (error = "more shared memory than a block may have: " + std::to_string(shared)).c_str();
+  if (count == 0 || count > 1024) return (error = "a block of " + std::to_string(count) + " threads").c_str();
+  if (cluster == 0 || gx % cluster) return (error = "the grid is not a multiple of the cluster").c_str();
+  kernel = call, arguments = args, threads = count, dynamic = shared;
+  const size_t all = size_t(count) * cluster, room = pages(shared ? shared : 1) + 2 * page(), total = all * STACK + cluster * room;
+  char* area = static_cast<char*>(mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (area == MAP_FAILED) return (error = "no memory for the threads' stacks").c_str();
+  for (unsigned c = 0; c < cluster; ++c) {
+    mprotect(area + all * STACK + c * room, page(), PROT_NONE);
+    mprotect(area + all * STACK + (c + 1) * room - page(), page(), PROT_NONE);
+  }
+#if defined(__SSE__)
+  const unsigned before = _mm_getcsr();
+  if (flush) _mm_setcsr(before | 0x8040);  // the GPU flushes subnormal single-precision numbers
+#endif
+  struct sigaction old[5], mine{};
+  stack_t old_stack{}, own{};
+  std::vector<char> signal_stack(64 << 10);
+  if (guard) {
+    own.ss_sp = signal_stack.data(), own.ss_size = signal_stack.size();
+    sigaltstack(&own, &old_stack);
+    mine.sa_sigaction = on_signal, mine.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &mine, &old[k]);
+  }
+  for (unsigned y = 0; y < gy && error.empty(); ++y) {
+    for (unsigned x = 0; x < gx && error.empty(); x += cluster) {
+      fibers.assign(all, Fiber());
+      blocks.assign(cluster, Block());
+      cluster_arrived = cluster_generation = cluster_done = 0;
+      for (unsigned c = 0; c < cluster; ++c) {
+        Block& b = blocks[c];
+        b.warps.assign((count + 31) / 32, Warp());
+        b.first = c * count;
+        unsigned char* end = reinterpret_cast<unsigned char*>(area + all * STACK + (c + 1) * room - page());
+        b.memory = end - (shared + 15) / 16 * 16;
+        std::memset(end - pages(shared ? shared : 1), 0xff, pages(shared ? shared : 1));
+        for (unsigned t = 0; t < count; ++t) {
+          Fiber& f = fibers[b.first + t];
+          f.place = {{t, 0, 0}, {x + c, y, 0}, c};
+          getcontext(&f.start);
+          f.start.uc_stack.ss_sp = area + (size_t(b.first) + t) * STACK;
+          f.start.uc_stack.ss_size = STACK;
+          f.start.uc_link = nullptr;
+          makecontext(&f.start, entry, 0);
+        }
+      }
+      for (unsigned turns = 0; cluster_done < all && error.empty(); ++turns) {
+        bool any = false;
+        for (unsigned j = 0; j < cluster && error.empty(); ++j) {
+          const unsigned c = seed & 1 ? cluster - 1 - j : (j + turns * seed) % cluster;
+          block_now = &blocks[c];
+          block_now->started = true;
+          any |= turn(*block_now, turns, seed);
+        }
+        if (!any && error.empty()) {
+          error = "deadlock in block " + std::to_string(x) + ":";
+          unsigned shown = 0;
+          for (auto& f : fibers)
+            if (f.wait != DONE && shown++ < 3) error += " thread " + std::to_string(f.place.thread.x) + text(" waits", f.line) + ";";
+        }
+      }
+    }
+  }
+  if (guard) {
+    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &old[k], nullptr);
+    sigaltstack(&old_stack, nullptr);
+  }
+#if defined(__SSE__)
+  _mm_setcsr(before);
+#endif
+  munmap(area, total);
+  return error.empty() ? nullptr : error.c_str();
+}
+
+}  // extern "C"

@@ -1,0 +1,161 @@
+"""How a row is shared out over threads: one rule for sums, and a choice of where the row lies meanwhile.
+
+A row is cut into chunks of 32 threads x PACKS x 16 bytes. A chunk is summed by one group of threads, in an order that the
+tree fixes; the chunks' sums are then added in an order that their number fixes. The tree depends on the length of the row
+and its dtype alone. What holds the row between two phases (registers, shared memory, nothing), and whether one block, a
+cluster or several launches go over it, changes which threads do the work, never the order of a sum: results are the same
+to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PACK = 16  # bytes of one load or store
+MOST_WARPS = 16  # of a block
+REGISTERS = 65536  # of a multiprocessor
+STATIC = 48 << 10  # bytes of shared memory that need no permission
+
+Name = Literal["thread", "warp", "block", "cluster", "shared", "passes", "split", "columns", "values"]
+
+WHAT: dict[Name, str] = {
+    "thread": "a thread per row",
+    "warp": "a group of at most 32 threads per row, the row in registers",
+    "block": "a block per row, the row in registers",
+    "cluster": "a cluster of blocks per row, the row in registers",
+    "shared": "a block per row, the row in shared memory",
+    "passes": "a block per row, read again in every phase, alternately from its ends",
+    "split": "several blocks per row, a launch per phase",
+    "columns": "sums over the rows, in two steps",
+    "values": "a thread per row's value",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the choice depends on. The default is an H100.
+
+    `capability` is ten times the major version plus the minor one; `shared` is what one block may have, in bytes.
+    """
+
+    capability: int = 90
+    processors: int = 132
+    shared: int = 232448
+
+    @property
+    def threads(self) -> int:
+        """What a multiprocessor holds."""
+        return {75: 1024, 86: 1536, 89: 1536, 120: 1536}.get(self.capability, 2048)
+
+    @property
+    def clusters(self) -> bool:
+        return self.capability >= 90
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The order of a row's sums: `lanes` threads, each with `packs` of `width` elements from every chunk."""
+
+    lanes: int
+    packs: int
+    width: int
+
+    @property
+    def chunk(self) -> int:
+        return self.lanes * self.packs * self.width
+
+
+def tree(columns: int, itemsize: int) -> Tree:
+    """The tree of a row, from its length and the size of its elements."""
+    width = PACK // itemsize
+    packs = _ceil(columns, width)
+    if columns % width and columns <= (32 if itemsize <= 4 else 16):
+        return Tree(1, packs, width)
+    if packs <= 32:
+        return Tree(_power(packs), 1, width)
+    return Tree(32, min(_power(_ceil(packs, 32)), 4 if itemsize == 2 else 8), width)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How one launch is shaped.
+
+    `chunks` is how many of a row's one warp holds in registers; 0 where it goes over them in a loop. `resident` is how many
+    blocks a multiprocessor is to hold at once.
+    """
+
+    name: Name
+    tree: Tree
+    warps: int
+    chunks: int = 1
+    cluster: int = 1
+    resident: int = 1
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def rows(self) -> int:
+        """The rows of one block, where a block has several."""
+        return self.warps * 32 // self.tree.lanes
+
+
+def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, staged: bool, device: Device) -> Regime:
+    """The regime for a grid of rows and columns.
+
+    Parameters
+    ----------
+    itemsize
+        Bytes of one element.
+    inputs
+        Full arrays that are read.
+    live
+        Values of each element that must be held from one phase to the next; 0 where there is one phase only.
+    staged
+        Whether rows may start anywhere, and so go through shared memory.
+    """
+    t = tree(columns, itemsize)
+    count = _ceil(columns, t.chunk)
+    values = max(live, inputs, 1)
+
+    def resident(warps: int, chunks: int = 1) -> int:
+        """How many blocks a multiprocessor holds: bounded generously, since a register too few is worse than a block less."""
+        elements = t.packs * t.width * chunks * values
+        registers = elements * (2 if itemsize == 8 else 1) + (64 if itemsize == 8 else 36) + (20 if staged else 0)
+        return max(1, min(device.threads // (32 * warps), REGISTERS // (32 * warps * registers), 16))
+
+    if count == 1:
+        return Regime("thread" if t.lanes == 1 else "warp", t, 4, resident=resident(4))
+    if live == 0:  # nothing connects a row's chunks
+        return Regime("split", t, 8, resident=resident(8))
+    holds = values <= 3
+    if holds and count <= MOST_WARPS:
+        warps = _power(count)
+        return Regime("block", t, warps, resident=resident(warps))
+    together = _ceil(count, MOST_WARPS)  # blocks that hold the row in their registers
+    if 2 * rows * together <= device.processors:
+        return Regime("split", t, 8, resident=resident(8))
+    if device.clusters and holds and together <= 8:
+        warps = max((w for w in (16, 8) if _ceil(count, w) <= 8), key=lambda w: w * resident(w))
+        return Regime("cluster", t, warps, cluster=_power(_ceil(count, warps)), resident=resident(warps))
+    if device.clusters and live == 1 and together <= 16:
+        return Regime("cluster", t, MOST_WARPS, chunks=2, cluster=8)
+    if shared_bytes(columns, itemsize, inputs, count, MOST_WARPS) <= device.shared:
+        return Regime("shared", t, MOST_WARPS, chunks=0)
+    return Regime("passes", t, MOST_WARPS, chunks=0, resident=resident(MOST_WARPS))
+
+
+def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, warps: int) -> int:
+    """An upper bound on what the regime "shared" asks for: the rows, room to align them, and the chunks' sums."""
+    return inputs * (columns * itemsize + 2 * PACK) + 4 * 8 * chunks + warps * (32 * 8 * PACK + PACK) * max(1, 4 // itemsize)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power(n: int) -> int:
+    """The power of two at or above."""
+    return 1 << (n - 1).bit_length()
