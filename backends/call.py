@@ -191,7 +191,8 @@ class Call:
     def _worded(self, error: OutOfRange) -> IndexError:
         position = tuple(int(i) for i in np.unravel_index(error.row, self.frame.lead)) if self.frame.lead else ()
         at = ", ".join(map(str, position))
-        exempt, value = self.options.get("ignore_index"), int(self.raw[error.name][position])
+        exempt = self.options.get("ignore_index")
+        value = error.value if self.lib == "cupy" else int(self.raw[error.name][position])  # a uint64 was cut to 63 bits
         other = "" if exempt is None else f" or ignore_index ({exempt})"
         return IndexError(
             wrong(

@@ -1,4 +1,4 @@
-"""The fast path: positional, contiguous NumPy arrays of a kind seen before."""
+"""The fast path: positional, contiguous arrays of a kind seen before."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xpnn.backends.call import Call
 
 
+FAST: set[type] = {np.ndarray}  # CuPy's joins when its backend is first used
 _EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}
 
 
@@ -26,9 +27,15 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     ready, fr, store = call.prepared(wanted), call.frame, call.kernel._fast
     compiled = getattr(ready.execute, "compiled", None)
     kinds = {n: kind for n, (kind, _) in call.given.items()}
-    if compiled is None or len(args) != len(call.given) or type(args[0]) is not np.ndarray or not args[0].ndim:
+    if compiled is None or len(args) != len(call.given) or type(args[0]) not in FAST or not args[0].ndim:
         return
-    key = (direction, *choice.state(), args[0].dtype, args[0].ndim, len(args))
+    key = (direction, *choice.state(), type(args[0]), args[0].dtype, args[0].ndim, len(args))
+    if call.lib == "cupy":
+        from xpnn.backends.cupy.fast import short_way
+
+        if key not in store and (found := short_way(call, args, wanted, given_out)) is not None:
+            store[key] = found
+        return
     e = compiled.emitted
     known = all(
         type(a) is np.ndarray and kinds[n] in (Full, Row, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)

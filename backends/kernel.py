@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
-import numpy as np
-
 from xpnn.backends import call, choice, declare, prepare
 from xpnn.backends.declare import Check, Declaration, Formula
+from xpnn.backends.fast import FAST
 
 registry: dict[str, Kernel] = {}
 _OUT = {"out"}
@@ -81,9 +80,9 @@ class Kernel:
         return call.forward(self, args, kwargs)
 
     def _short_way(self, direction: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
-        if not args or type(first := args[0]) is not np.ndarray:
+        if not args or (kind := type(first := args[0])) not in FAST:
             return None
-        return self._fast.get((direction, _context(), choice.process, first.dtype, first.ndim, len(args)))
+        return self._fast.get((direction, _context(), choice.process, kind, first.dtype, first.ndim, len(args)))
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.

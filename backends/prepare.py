@@ -194,6 +194,8 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
     for n, v in options.items():
         if n in d.inputs and d.inputs[n].optional:
             given[n] = (d.inputs[n].kind("float"), "float")
+        elif n in d.inputs and len(d.inputs[n].kinds) > 1 and v in ("int", "float"):
+            given[n] = (d.inputs[n].kind(v), v)
         elif n in d.options:
             merged[n] = option_value(what, n, v, d.options[n])
         else:

@@ -9,8 +9,9 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xpnn.backends.arrays import dtype_name
 from xpnn.backends.declare import evaluate
-from xpnn.backends.kinds import Index
+from xpnn.backends.kinds import Full, Index
 from xpnn.backends.task import HALF, BackendError, Executable, OutOfRange, Task
 
 
@@ -55,35 +56,47 @@ class Composed:
             )
 
         def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-            check_indices(job, xp, arrays, numbers)
-            if job.dtype in HALF:  # computed in single precision, as everywhere
-                arrays = {n: xp.astype(a, xp.float32) if job.given[n][1] == "float" else a for n, a in arrays.items()}
+            _check_indices(job, xp, arrays, numbers)
             device = array_api_compat.device(next(iter(arrays.values())))
             with np.errstate(all="ignore"):
+                if job.dtype in HALF:
+                    return _in_single(job, xp, arrays, numbers, device)
                 return evaluate(job.declaration, Shim(xp, device), arrays, {**job.static, **numbers}, job.wanted)
 
         return execute
 
 
-def check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+def _in_single(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Half precision, computed in single and rounded at the end, as on every backend; losses stay single."""
+    d = job.declaration
+    half = next((a.dtype for a in arrays.values() if dtype_name(a.dtype) == job.dtype), None)
+    wide = {n: xp.astype(a, xp.float32) if job.given[n][1] == "float" else a for n, a in arrays.items()}
+    results = evaluate(d, Shim(xp, device), wide, {**job.static, **numbers}, job.wanted)
+    for n, v in results.items():
+        if half is not None and v is not None and not d.is_wide(n, np.shape(v)[1:] in ((), (1,))):
+            results[n] = xp.astype(v, half)
+    return results
+
+
+def _check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
     """Raise OutOfRange where a column number is, unless looking would wait for a device or force a lazy array."""
     for name, (kind, _) in job.given.items():
-        if kind is Index:
-            _check_index(job, xp, name, arrays, numbers)
+        if kind is not Index:
+            continue
+        index = arrays[name]
+        eager = job.library in {"numpy", "array_api_strict"} or (
+            job.library == "torch" and array_api_compat.device(index).type == "cpu"
+        )
+        if eager or os.environ.get("XPNN_CHECK") == "1":
+            columns = next(arrays[n].shape[1] for n, (k, _) in job.given.items() if k is Full)
+            check_index(xp, name, index, columns, {**job.static, **numbers}.get("ignore_index"))
 
 
-def _check_index(job: Task, xp: Any, name: str, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    index = arrays[name]
-    eager = job.library in {"numpy", "array_api_strict"} or (
-        job.library == "torch" and array_api_compat.device(index).type == "cpu"
-    )
-    if not eager and os.environ.get("XPNN_CHECK") != "1":
-        return
-    columns = next(arrays[n].shape[1] for n, (kind, _) in job.given.items() if kind.__name__ == "Full")
+def check_index(xp: Any, name: str, index: Any, columns: int, exempt: int | None) -> None:
+    """Raise OutOfRange for the first column number that is outside [0, columns) and not the exempt one."""
     outside = (index < 0) | (index >= columns)
-    options = {**job.static, **numbers}
-    if options.get("ignore_index") is not None:
-        outside = outside & (index != options["ignore_index"])
+    if exempt is not None:
+        outside = outside & (index != exempt)
     if xp.any(outside):
         row = int(xp.argmax(xp.astype(outside[:, 0], xp.int64)))
         raise OutOfRange(name, row, int(index[row, 0]), columns)

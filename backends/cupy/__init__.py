@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xpnn.backends.cupy.emit import DTYPES, Emitted, emit
+import numpy as np
+
+from xpnn.backends.composed import check_index
+from xpnn.backends.cupy import machine
+from xpnn.backends.cupy.emit import DTYPES, Emitted, emit, settle
+from xpnn.backends.cupy.inspect import spilling
 from xpnn.backends.cupy.regime import Device
+from xpnn.backends.kinds import Full, Index
 from xpnn.backends.program import Loop as LoopStep
 from xpnn.backends.program import Program, steps
 from xpnn.backends.task import BackendError, Executable, Task
@@ -29,7 +36,6 @@ class CuPy:
             raise
         except SubsetError as error:
             raise BackendError(f"{error}; that cannot be fused: use backend 'auto' or 'array-api'") from error
-        from xpnn.backends.cupy import machine
         from xpnn.backends.cupy.loop import Loop, overlap
         from xpnn.backends.steps import executable
 
@@ -57,7 +63,17 @@ class CuPy:
                 nodes = (*p.inputs.values(), *p.outputs.values())
                 sizes = {str(s): rows if s == "R" else columns for n in nodes for s in n.shape if s != 1}
                 integers = {n: "int64" for n, node in p.inputs.items() if node.dtype == "int"}
-                made = emit(p, dtype, integers, set(wide), sizes, staged, device, kernels)
+
+                def write(
+                    limits: Mapping[str, int],
+                    p: Program = p,
+                    integers: dict[str, str] = integers,
+                    sizes: dict[str, int] = sizes,
+                    number: int = kernels,
+                ) -> Emitted:
+                    return emit(p, dtype, integers, set(wide), sizes, staged, device, number, limits)
+
+                made = settle(write, lambda e: spilling(e.text, device.capability))
                 kernels += len(made.launches)
                 result.append(made)
             else:
@@ -76,7 +92,10 @@ class _Checked:
     def __call__(
         self, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
     ) -> dict[str, Any]:
-        from xpnn.backends.composed import check_indices
-
-        check_indices(self.job, xp, arrays, numbers)
+        if os.environ.get("XPNN_CHECK") == "1":
+            for name, (kind, _) in self.job.given.items():
+                if kind is Index:
+                    columns = next(arrays[n].shape[1] for n, (k, _) in self.job.given.items() if k is Full)
+                    index = machine.current.fetch(arrays[name])
+                    check_index(np, name, index, columns, {**self.job.static, **numbers}.get("ignore_index"))
         return self.run(xp, arrays, numbers, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -9,7 +10,7 @@ from importlib.resources import files
 from xpnn.backends.cupy.expression import Context, identifier, safe_names
 from xpnn.backends.cupy.kernel import Launch, Sizes
 from xpnn.backends.cupy.passes import plan
-from xpnn.backends.cupy.regime import Device
+from xpnn.backends.cupy.regime import Device, roomier
 from xpnn.backends.cupy.rowwise import row_launches
 from xpnn.backends.cupy.sums import ColumnKernel, ValuesKernel
 from xpnn.backends.program import Program
@@ -81,6 +82,7 @@ def emit(
     staged: bool,
     device: Device,
     number: int = 0,
+    limits: Mapping[str, int] | None = None,
 ) -> Emitted:
     """Write the kernels of a loop program.
 
@@ -98,6 +100,8 @@ def emit(
         Whether rows may start anywhere; else all start on 16-byte borders.
     number
         Of the first kernel, which its name ends with.
+    limits
+        For kernels by name, how many blocks of them a multiprocessor is to hold at most.
     """
     todo = plan(program)
     names = safe_names([*program.inputs, *program.outputs, *program.options])
@@ -111,7 +115,7 @@ def emit(
         grid = Sizes(_extent(p.shape[0], sizes), _extent(p.shape[1], sizes))
         name = f"{identifier(program.name)}_{number + k}"
         if p.kind == "rows":
-            made = row_launches(context, p, name, grid, staged, device)
+            made = row_launches(context, p, name, grid, staged, device, limits or {})
             if made[0].regime.name == "split":  # one block writes while another one still gathers
                 unsafe |= {(o, i) for o in p.stores for i in p.gathered()}
         elif p.kind == "columns":
@@ -123,6 +127,21 @@ def emit(
         scratch |= launch.scratch
     own = frozenset((a, b) for a, b in unsafe if a in program.outputs and b in program.inputs)
     return Emitted(program, dtype, context.wide, tuple(launches), scratch, own)
+
+
+def settle(write: Callable[[Mapping[str, int]], Emitted], spilling: Callable[[Emitted], Iterable[str]]) -> Emitted:
+    """Give the threads of kernels whose registers do not suffice more of them, until none spills or none can have more.
+
+    `write` emits with limits; `spilling` compiles, and names the kernels that spill.
+    """
+    limits: dict[str, int] = {}
+    while True:
+        emitted = write(limits)
+        spilt = set(spilling(emitted))
+        more = {x.function: roomier(x.regime) for x in emitted.launches if x.function in spilt}
+        if not any(more.values()):
+            return emitted
+        limits |= {name: resident for name, resident in more.items() if resident}
 
 
 def _extent(symbol: str | int, sizes: dict[str, int]) -> int:

@@ -27,7 +27,7 @@ _KEYWORDS = re.findall(
     do double else enum explicit export extern false final float for friend goto if inline int long mutable
     namespace new noexcept not nullptr operator or private protected public register return short signed sizeof
     static struct switch template this throw true try typedef typename union unsigned using virtual void volatile
-    while xor half exp log tanh sqrt fabs maximum minimum least whole copy load store put down clear alike to_real
+    while xor half exp log tanh sqrt fabs maximum minimum least whole copy load store fill put down clear alike to_real
     from_real memory area lane warp first row rows columns width chunk chunks slots column here blocks length span
     offset together top mine add sub mul div lt le gt ge eq ne neg where cast isnan sum taken wanted rank column_t
     real parts abs min max start end each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -44,6 +45,12 @@ def available() -> bool:
     return importlib.util.find_spec("cupy") is not None
 
 
+def spilling(text: str, capability: int) -> set[str]:
+    """The kernels that spill registers; none where CuPy is not installed to tell."""
+    return {n for n, size in compile_for(text, capability).spills.items() if size} if available() else set()
+
+
+@functools.lru_cache(maxsize=64)
 def compile_for(text: str, capability: int) -> Compiled:
     """Compile with the options that CuPy uses, for a compute capability such as 90."""
     from cupy._core import core

@@ -132,10 +132,9 @@ class Writing(Writer):
         """The kernel, finished."""
         r = regime
         cluster = f"__cluster_dims__({r.cluster}, 1, 1) " if r.cluster > 1 else ""
-        bounds = f"{r.threads}, {r.resident}" if r.resident > 1 else f"{r.threads}"
         text = [
             f"// {title or WHAT[r.name]}",
-            f'extern "C" __global__ void {cluster}__launch_bounds__({bounds})',
+            f'extern "C" __global__ void {cluster}__launch_bounds__({r.threads}, {r.resident})',
             f"{name or self.name}({', '.join(p.text for p in parameters)}) {{",
             *(f"  {line}" for line in body),
             "}",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from xpnn.backends.cupy import machine
-from xpnn.backends.cupy.emit import Emitted, emit
+from xpnn.backends.cupy.emit import Emitted, emit, settle
 from xpnn.backends.cupy.kernel import Launch
 from xpnn.backends.cupy.machine import Function
 from xpnn.backends.cupy.passes import plan
+from xpnn.backends.cupy.regime import Device
+from xpnn.backends.fast import FAST
 from xpnn.backends.program import Program
 
 ALIGNED = 256  # bytes: where scratch arrays start
@@ -24,10 +26,11 @@ REMEMBERED = 512  # sizes
 
 @dataclass
 class Starter:
-    """One launch, with its arguments packed as the driver wants them."""
+    """One launch, with its arguments packed as the driver wants them. `known` are those that never change."""
 
     launch: Launch
     function: Function
+    known: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     local: threading.local = field(default_factory=threading.local)
 
     def __post_init__(self) -> None:
@@ -38,26 +41,50 @@ class Starter:
             at = -(-at // size) * size
             self.offsets.append(at)
             at += size
-        self.template: list[Any] = [self.launch.sizes.get(p.name, 0) for p in self.launch.parameters]
-        self.slots = [
-            (k, (p.what, p.name)) for k, p in enumerate(self.launch.parameters) if p.what != "size"
-        ]  # what changes from call to call
+        self.template: list[Any] = []
+        self.slots: list[tuple[int, tuple[str, str]]] = []  # what changes from call to call
+        for k, p in enumerate(self.launch.parameters):
+            key = p.what, p.name
+            if p.what != "size" and key not in self.known:
+                self.slots.append((k, key))
+            self.template.append(self.launch.sizes[p.name] if p.what == "size" else self.known.get(key, 0))
+
+    def room(self) -> tuple[Any, int]:
+        """This thread's memory for the arguments, and the address of their addresses."""
+        try:
+            return self.local.room  # type: ignore[no-any-return]
+        except AttributeError:
+            size = -(-self.format.size // 8) * 8
+            buffer = (ctypes.c_uint64 * (size // 8))()
+            start = ctypes.addressof(buffer)
+            addresses = (ctypes.c_void_p * len(self.offsets))(*(start + o for o in self.offsets))
+            self.format.pack_into(buffer, 0, *self.template)
+            self.local.keep = addresses
+            self.local.room = buffer, ctypes.addressof(addresses)
+            return self.local.room  # type: ignore[no-any-return]
 
     def __call__(self, values: Mapping[tuple[str, str], Any]) -> None:
         arguments = self.template.copy()
         for k, key in self.slots:
             arguments[k] = values[key]
-        try:
-            buffer, pointers = self.local.room
-        except AttributeError:
-            buffer = ctypes.create_string_buffer(self.format.size)
-            start = ctypes.addressof(buffer)
-            addresses = (ctypes.c_void_p * len(self.offsets))(*(start + o for o in self.offsets))
-            pointers = (ctypes.addressof(addresses), addresses)
-            self.local.room = buffer, pointers
+        buffer, pointers = self.room()
         self.format.pack_into(buffer, 0, *arguments)
         launch = self.launch
-        self.function(launch.blocks, launch.threads, launch.shared, pointers[0])
+        self.function(launch.blocks, launch.threads, launch.shared, pointers)
+
+    def short(self, places: Mapping[tuple[str, str], tuple[int, int]]) -> Callable[[list[int]], None]:
+        """The launch as a function of addresses alone: each argument that is not known is one of them, plus an offset."""
+        cells = [(self.offsets[k] // 8, *places[key]) for k, key in self.slots]
+        function, room, launch = self.function, self.room, self.launch
+        blocks, threads, shared = launch.blocks, launch.threads, launch.shared
+
+        def start(addresses: list[int]) -> None:
+            buffer, pointers = room()
+            for cell, which, offset in cells:
+                buffer[cell] = addresses[which] + offset
+            function(blocks, threads, shared, pointers)
+
+        return start
 
 
 @dataclass
@@ -83,6 +110,7 @@ class Loop:
     def __call__(self, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
         import cupy
 
+        FAST.add(cupy.ndarray)
         program = self.program
         narrow = next((a.dtype for n, a in arrays.items() if n not in self.wide and a.dtype.name == self.dtype), self.real)
         inputs = {n: self._readable(cupy, n, arrays[n], narrow) for n in program.inputs}
@@ -98,14 +126,7 @@ class Loop:
             results[n] = target if fits else cupy.empty(shape, dtype)
         staged = not all(_aligned(a) for a in (*inputs.values(), *results.values()) if a.shape[1] != 1)
         integers = {n: inputs[n].dtype.name for n, node in program.inputs.items() if node.dtype == "int"}
-        number, device = machine.current.device()
-        key = (tuple(sizes.values()), staged, tuple(integers.values()), number)
-        ready = self._ready.get(key)
-        if ready is None:
-            ready = self._prepare(integers, sizes, staged, device)
-            if len(self._ready) >= REMEMBERED:
-                self._ready.clear()
-            self._ready[key] = ready
+        ready = self.ready(integers, sizes, staged)
         copies: dict[str, Any] = {}
         for output, source in ready.emitted.unsafe:
             if output not in copies and output in out and overlap(results[output], inputs[source]):
@@ -123,16 +144,33 @@ class Loop:
         for start in ready.starters:
             start(values)
         for n, target in copies.items():
-            target[...] = results[n]
+            machine.current.copy(target, results[n])
             results[n] = target
         return results
 
-    def emitted(self, sizes: dict[str, int], integers: dict[str, str], staged: bool, device: Any) -> Emitted:
-        return emit(self.program, self.dtype, integers, self.wide, sizes, staged, device)
+    def ready(self, integers: dict[str, str], sizes: dict[str, int], staged: bool) -> Ready:
+        """What a call of some sizes needs, on the current device."""
+        key = (machine.current, machine.current.number(), staged, *sizes.values(), *integers.values())
+        found = self._ready.get(key)
+        if found is None:
+            found = self._prepare(integers, sizes, staged, machine.current.device())
+            if len(self._ready) >= REMEMBERED:
+                self._ready.clear()
+            self._ready[key] = found
+        return found
 
-    def _prepare(self, integers: dict[str, str], sizes: dict[str, int], staged: bool, device: Any) -> Ready:
-        emitted = self.emitted(sizes, integers, staged, device)
-        functions = machine.current.functions(emitted.text, emitted.launches)
+    def _prepare(self, integers: dict[str, str], sizes: dict[str, int], staged: bool, device: Device) -> Ready:
+        functions: list[Function] = []
+
+        def write(limits: Mapping[str, int]) -> Emitted:
+            return emit(self.program, self.dtype, integers, self.wide, sizes, staged, device, limits=limits)
+
+        def spilling(emitted: Emitted) -> set[str]:
+            nonlocal functions
+            functions, spilt = machine.current.functions(emitted.text, emitted.launches)
+            return spilt
+
+        emitted = settle(write, spilling)
         starts, total = {}, 0
         for n, size in emitted.scratch.items():
             starts[n] = total

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
+
 from xpnn.backends.cupy.emit import OPTIONS
 from xpnn.backends.cupy.kernel import Launch
 from xpnn.backends.cupy.regime import STATIC, Device
@@ -19,15 +21,27 @@ class Machine(Protocol):
 
     name: str
 
-    def device(self) -> tuple[int, Device]:
-        """The current device's number and properties."""
+    def number(self) -> int:
+        """The current device's."""
         ...
 
-    def functions(self, text: str, launches: Iterable[Launch]) -> list[Function]:
-        """The compiled kernels of some launches."""
+    def device(self) -> Device:
+        """The current device's properties."""
+        ...
+
+    def functions(self, text: str, launches: Iterable[Launch]) -> tuple[list[Function], set[str]]:
+        """The compiled kernels of some launches, and the names of those that spill registers."""
         ...
 
     def matmul(self, left: Any, right: Any, out: Any = None) -> Any: ...
+
+    def fetch(self, array: Any) -> np.ndarray[Any, Any]:
+        """An array's values; waits for them."""
+        ...
+
+    def copy(self, to: Any, array: Any) -> None:
+        """Copy an array's values."""
+        ...
 
 
 class Gpu:
@@ -38,27 +52,33 @@ class Gpu:
     def __init__(self) -> None:
         self._devices: dict[int, Device] = {}
 
-    def device(self) -> tuple[int, Device]:
+    def number(self) -> int:
         from cupy.cuda import runtime
 
-        number = runtime.getDevice()
+        return int(runtime.getDevice())
+
+    def device(self) -> Device:
+        from cupy.cuda import runtime
+
+        number = self.number()
         if number not in self._devices:
             p = runtime.getDeviceProperties(number)
             self._devices[number] = Device(
                 10 * p["major"] + p["minor"], p["multiProcessorCount"], p.get("sharedMemPerBlockOptin", STATIC)
             )
-        return number, self._devices[number]
+        return self._devices[number]
 
-    def functions(self, text: str, launches: Iterable[Launch]) -> list[Function]:
+    def functions(self, text: str, launches: Iterable[Launch]) -> tuple[list[Function], set[str]]:
         import cupy
 
         module = cupy.RawModule(code=text, options=OPTIONS)
-        return [self._function(module, launch) for launch in launches]
+        kernels = [(launch, module.get_function(launch.function)) for launch in launches]
+        spilling = {launch.function for launch, kernel in kernels if kernel.local_size_bytes}
+        return [self._function(module, launch, kernel) for launch, kernel in kernels], spilling
 
-    def _function(self, module: Any, launch: Launch) -> Function:
+    def _function(self, module: Any, launch: Launch, kernel: Any) -> Function:
         from cupy.cuda import driver, get_current_stream
 
-        kernel = module.get_function(launch.function)
         if launch.shared > STATIC:
             kernel.max_dynamic_shared_size_bytes = launch.shared
         pointer = kernel.kernel.ptr
@@ -75,6 +95,14 @@ class Gpu:
 
         return cupy.matmul(left, right, out=out)
 
+    def fetch(self, array: Any) -> np.ndarray[Any, Any]:
+        import cupy
+
+        return np.asarray(cupy.asnumpy(array))
+
+    def copy(self, to: Any, array: Any) -> None:
+        to[...] = array
+
 
 current: Machine = Gpu()
 
@@ -88,6 +116,19 @@ def present() -> bool:
     return bool(cupy.cuda.is_available())
 
 
+def state() -> str:
+    """ "GPU", "host" where kernels can be checked on the CPU, or why neither."""
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed (pip install xpnn[cuda13] or xpnn[cuda12])"
+    if cupy.cuda.is_available():
+        return "GPU"
+    from xpnn.backends.cupy import host
+
+    return "host" if host.compiler() else "there is no GPU, and no C++ compiler to check kernels on the CPU"
+
+
 def assumed() -> Device:
     """The current GPU; where there is none, an H100."""
-    return Gpu().device()[1] if present() else Device()
+    return Gpu().device() if present() else Device()

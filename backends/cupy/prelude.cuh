@@ -56,24 +56,31 @@ template <class Op> DI real over_chunks(const real* parts, int chunks) {
   return over_lanes<Op, 32>(v);
 }
 
+// one value for all elements, such as the gradient of a row that does not count: asked once, not for every element
+template <int PACKS> DI void fill(real (&v)[PACKS][WIDTH], real value) {
+  UNROLL for (int k = 0; k < PACKS; ++k) {
+    UNROLL for (int i = 0; i < WIDTH; ++i) v[k][i] = value;
+  }
+}
+
 // --- a chunk of a row, in registers. `first` is this thread's first column; columns from `columns` on are not there.
 
-// rows that start on 16-byte borders
-template <int LANES, int PACKS, class U>
+// rows that start on 16-byte borders; WHOLE ones end there too
+template <int LANES, bool WHOLE, int PACKS, class U>
 DI void load(real (&v)[PACKS][WIDTH], const U* row, column_t first, column_t columns) {
   UNROLL for (int k = 0; k < PACKS; ++k) {
     const column_t column = first + k * LANES * WIDTH;
     Pack<U> p = {};
     if (column + WIDTH <= columns) {
       p = *reinterpret_cast<const Pack<U>*>(row + column);
-    } else {
+    } else if (!WHOLE) {
       UNROLL for (int i = 0; i < WIDTH; ++i) if (column + i < columns) p.v[i] = row[column + i];
     }
     UNROLL for (int i = 0; i < WIDTH; ++i) v[k][i] = to_real(p.v[i]);
   }
 }
 
-template <int LANES, int PACKS, class U>
+template <int LANES, bool WHOLE, int PACKS, class U>
 DI void store(U* row, const real (&v)[PACKS][WIDTH], column_t first, column_t columns) {
   UNROLL for (int k = 0; k < PACKS; ++k) {
     const column_t column = first + k * LANES * WIDTH;
@@ -81,7 +88,7 @@ DI void store(U* row, const real (&v)[PACKS][WIDTH], column_t first, column_t co
     UNROLL for (int i = 0; i < WIDTH; ++i) from_real(p.v[i], v[k][i]);
     if (column + WIDTH <= columns) {
       *reinterpret_cast<Pack<U>*>(row + column) = p;
-    } else {
+    } else if (!WHOLE) {
       UNROLL for (int i = 0; i < WIDTH; ++i) if (column + i < columns) row[column + i] = p.v[i];
     }
   }

@@ -82,7 +82,7 @@ class Regime:
     """How one launch is shaped.
 
     `chunks` is how many of a row's one warp holds in registers; 0 where it goes over them in a loop. `resident` is how many
-    blocks a multiprocessor is to hold at once.
+    blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
     """
 
     name: Name
@@ -102,7 +102,7 @@ class Regime:
         return self.warps * 32 // self.tree.lanes
 
 
-def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, staged: bool, device: Device) -> Regime:
+def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, device: Device) -> Regime:
     """The regime for a grid of rows and columns.
 
     Parameters
@@ -110,41 +110,51 @@ def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, stage
     itemsize
         Bytes of one element.
     inputs
-        Full arrays that are read.
+        Arrays that are read along the columns.
     live
         Values of each element that must be held from one phase to the next; 0 where there is one phase only.
-    staged
-        Whether rows may start anywhere, and so go through shared memory.
     """
     t = tree(columns, itemsize)
     count = _ceil(columns, t.chunk)
     values = max(live, inputs, 1)
 
     def resident(warps: int, chunks: int = 1) -> int:
-        """How many blocks a multiprocessor holds: bounded generously, since a register too few is worse than a block less."""
-        elements = t.packs * t.width * chunks * values
-        registers = elements * (2 if itemsize == 8 else 1) + (64 if itemsize == 8 else 36) + (20 if staged else 0)
-        return max(1, min(device.threads // (32 * warps), REGISTERS // (32 * warps * registers), 16))
+        """How many blocks a multiprocessor holds, by a first guess of the registers; `roomier` mends it."""
+        registers = t.packs * t.width * chunks * values * (2 if itemsize == 8 else 1) + (40 if itemsize == 8 else 28)
+        return max(1, min(device.threads // (32 * warps), REGISTERS // (32 * warps * _up(registers, 8)), 16))
 
     if count == 1:
         return Regime("thread" if t.lanes == 1 else "warp", t, 4, resident=resident(4))
     if live == 0:  # nothing connects a row's chunks
         return Regime("split", t, 8, resident=resident(8))
     holds = values <= 3
-    if holds and count <= MOST_WARPS:
+    most = MOST_WARPS if values <= 2 else MOST_WARPS // 2  # so that a thread may have registers for all it holds
+    if holds and count <= most:
         warps = _power(count)
         return Regime("block", t, warps, resident=resident(warps))
-    together = _ceil(count, MOST_WARPS)  # blocks that hold the row in their registers
-    if 2 * rows * together <= device.processors:
+    together = _ceil(count, most)  # blocks that hold the row in their registers
+    clustered = device.clusters and holds and together <= 8
+    if 2 * rows * (together if clustered else 1) <= device.processors:  # half of them would have nothing to do
         return Regime("split", t, 8, resident=resident(8))
-    if device.clusters and holds and together <= 8:
-        warps = max((w for w in (16, 8) if _ceil(count, w) <= 8), key=lambda w: w * resident(w))
+    if clustered:
+        warps = max((w for w in (most, 8) if _ceil(count, w) <= 8), key=lambda w: w * resident(w))
         return Regime("cluster", t, warps, cluster=_power(_ceil(count, warps)), resident=resident(warps))
-    if device.clusters and live == 1 and together <= 16:
-        return Regime("cluster", t, MOST_WARPS, chunks=2, cluster=8)
-    if shared_bytes(columns, itemsize, inputs, count, MOST_WARPS) <= device.shared:
-        return Regime("shared", t, MOST_WARPS, chunks=0)
-    return Regime("passes", t, MOST_WARPS, chunks=0, resident=resident(MOST_WARPS))
+    if device.clusters and live == 1 and values == 1 and together <= 16:
+        return Regime("cluster", t, most, chunks=2, cluster=8)
+    warps = MOST_WARPS if values <= 2 and itemsize < 8 else MOST_WARPS // 2
+    if shared_bytes(columns, itemsize, inputs, count, warps) <= device.shared:
+        return Regime("shared", t, warps, chunks=0)
+    return Regime("passes", t, warps, chunks=0, resident=resident(warps))
+
+
+def roomier(regime: Regime) -> int | None:
+    """A smaller `resident` that gives every thread at least 8 registers more; None where there is none."""
+
+    def each(resident: int) -> int:
+        return min(255, REGISTERS // (regime.threads * resident) // 8 * 8)
+
+    fewer = [r for r in range(regime.resident - 1, 0, -1) if each(r) > each(regime.resident)]
+    return fewer[0] if fewer else None
 
 
 def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, warps: int) -> int:
@@ -154,6 +164,10 @@ def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, warps: i
 
 def _ceil(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def _up(n: int, step: int) -> int:
+    return _ceil(n, step) * step
 
 
 def _power(n: int) -> int:

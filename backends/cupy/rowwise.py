@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from xpnn.backends.cupy.expression import Context, as_float
 from xpnn.backends.cupy.kernel import MEMORY, Launch, Parameter, Sizes, Writing
 from xpnn.backends.cupy.passes import Pass
 from xpnn.backends.cupy.regime import PACK, Device, Regime, Tree, choose
 from xpnn.backends.phases import DEAR, Phases
-from xpnn.backends.program import ROW_REDUCTIONS, Node
+from xpnn.backends.program import Node
 
 _OPS = {"row_sum": "Sum", "row_max": "Max"}
 
@@ -19,7 +20,7 @@ class Held:
     """What outlasts a phase, and by how much.
 
     `kept` are computed values worth keeping; `live` is how many values of each element are held at once; `inputs` how many
-    full arrays are read.
+    arrays are read along the columns.
     """
 
     kept: set[Node] = field(default_factory=set)
@@ -34,7 +35,7 @@ def held(p: Pass, phases: Phases) -> Held:
     result.kept = {n for n, at in phases.uses().items() if n.op in DEAR and n in full and len(at) > 1}
     uses = phases.uses(result.kept)
     inputs = {n for n in full if n.op == "input"}
-    result.inputs = len(inputs)
+    result.inputs = len([n for n in phases.nodes if n.op == "input" and n.shape[1] != 1])
     for phase in range(phases.last):
         across = [n for n in inputs | result.kept if uses.get(n) and min(uses[n]) <= phase < max(uses[n])]
         result.live = max(result.live, len(across), min(phases.last, 1))
@@ -58,6 +59,7 @@ class RowKernel(Writing):
         self.kept = self.plan.kept if self.holds else set()
         self.uses = self.phases.uses(self.kept)
         self.arrays_of: dict[Node, str] = {}  # values in registers, by node
+        self.near: dict[Node, str] = {}
         self.wide_inputs = {n.value: n for n in self.phases.nodes if n.op == "input" and n.shape[1] != 1}
         self.order = {r: k for k, r in enumerate(self.phases.reductions)}
 
@@ -205,13 +207,16 @@ class RowKernel(Writing):
     def _phases(self) -> list[str]:
         scope: dict[Node, str] = {}
         lines: list[str] = []
+        used = {a for n in self.phases.nodes if n.shape != (1, 1) for a in n.args}
+        for n in self.phases.nodes:  # early, while registers are free
+            if n.shape == (1, 1) and n in used:
+                self.number(n, lines)
         last = self.phases.last if self.only is None else self.only
         waited = False
         for phase in range(last + 1):
             here = self.only is None or phase == self.only
             for n in self.phases.nodes:
-                row_value = n.shape[1] == 1 and n.shape[0] != 1 and n.op not in ROW_REDUCTIONS
-                if here and row_value and self.phases.level[n] == phase:  # early: a gather reads before anything is written
+                if here and n.op == "gather" and self.phases.level[n] == phase:  # before anything is written
                     self.row_value(n, scope, lines, self._gather)
             made = [n for n in self.phases.reductions if self.phases.level[n] == phase + 1]
             stores = [n for n in self.pass_.stores if self._phase_of(n) == phase]
@@ -222,9 +227,11 @@ class RowKernel(Writing):
                 for n in stores:
                     node = self.pass_.stores[n]
                     if node.shape[1] == 1:
-                        own, value = self.context.name(n), as_float(node, self._row(node, scope, lines))
+                        inner: list[str] = []
+                        own, value = self.context.name(n), as_float(node, self._row(node, dict(scope), inner))
                         at = f"row * {own}_rows" if node.shape[0] != 1 else "0"
-                        lines.append(f"if ({self._leader()}) from_real({own}[{at}], {value});")
+                        inner.append(f"from_real({own}[{at}], {value});")
+                        lines += [f"if ({self._leader()}) {{", *(f"  {line}" for line in inner), "}"]
             if made and (self.only is None or phase < self.only):
                 if self.regime.cluster > 1:
                     lines += ["cluster_arrive();", "cluster_wait();"]
@@ -294,6 +301,8 @@ class RowKernel(Writing):
                 scope_here[n] = "(first + k * LANES * WIDTH + i)"
                 return scope_here[n]
             args = [element(a) for a in n.args]
+            if n.op in ("eq", "ne"):
+                args = [self._near(a, t, n, lead) for a, t in zip(n.args, args, strict=True)]
             text = self.combine(n, args, by_row=n.op == "div" and n.args[0].shape[1] != 1 and n.args[1].shape[1] == 1)
             name = self.fresh(n)
             inner.append(f"const {_type(n)} {name} = {text};")
@@ -318,10 +327,10 @@ class RowKernel(Writing):
         for n in stores:
             own = self.context.name(n)
             node = self.pass_.stores[n]
-            value = as_float(node, element(node))
+            wide, otherwise = self._one_for_all(node, scope, lead)
             before.append(f"real {own}_v[PACKS][WIDTH];")
-            inner.append(f"{own}_v[k][i] = {value};")
-            after.append(self._store(n))
+            inner.append(f"{own}_v[k][i] = {as_float(wide, element(wide))};")
+            after += [*otherwise(f"{own}_v"), self._store(n)]
         for red, name in fold:
             op = _OPS[red.op]
             if self.grouped:
@@ -350,6 +359,26 @@ class RowKernel(Writing):
         chunk_body = [*loads, *before, *element_loop, *after]
         title = ", ".join([*(name for _, name in fold), *(self.context.name(n) for n in stores)])
         return [*lead, f"// phase {phase}: {title}", *declared, *self._over_chunks(chunk_body, phase, several)]
+
+    def _one_for_all(self, node: Node, scope: dict[Node, str], lead: list[str]) -> tuple[Node, Callable[[str], list[str]]]:
+        """What the elements of a store are, and what overrules them: `where` with a condition and one side of the row's."""
+        if node.op == "where" and node.args[0].shape[1] == 1:
+            condition, a, b = node.args
+            wide, narrow, sign = (a, b, "!") if b.shape[1] == 1 else (b, a, "")
+            if wide.shape == node.shape and narrow.shape[1] == 1:
+                test, value = self._row(condition, scope, lead), as_float(narrow, self._row(narrow, scope, lead))
+                return wide, lambda v: [f"if ({sign}{test}) fill({v}, {value});"]
+        return node, lambda v: []
+
+    def _near(self, node: Node, text: str, comparison: Node, lines: list[str]) -> str:
+        """A row's integer as a column's number, to be compared with those: -1 where there is no such column."""
+        other = comparison.args[0] if node is comparison.args[1] else comparison.args[1]
+        if other.op != "columns" or node.shape[1] != 1 or node.dtype != "int":
+            return text
+        if node not in self.near:
+            name = self.near[node] = f"near_{len(self.near)}"
+            lines.append(f"const column_t {name} = {text} >= 0 && {text} < columns ? (column_t){text} : -1;")
+        return self.near[node]
 
     def _over_chunks(self, body: list[str], phase: int, several: bool) -> list[str]:
         """The loop over the chunks that a warp goes through, where it has more than one."""
@@ -383,17 +412,22 @@ class RowKernel(Writing):
     def _load(self, n: Node, to: str) -> str:
         own = self.context.name(n.value)
         if self.regime.name == "shared" and n.shape[0] != 1:
-            load = "load_each" if self.staged else "load"
-            return f"{load}<LANES>({to}, {own}_here, first, width);"
+            load = "load_each<LANES>" if self.staged else f"load<LANES, {self._whole}>"
+            return f"{load}({to}, {own}_here, first, width);"
         return self._transfer("load", own, to, n.shape[0] != 1)
 
     def _store(self, name: str) -> str:
         own = self.context.name(name)
         return self._transfer("store", own, f"{own}_v", self.pass_.stores[name].shape[0] != 1)
 
+    @property
+    def _whole(self) -> str:
+        return "true" if self.whole else "false"
+
     def _transfer(self, verb: str, own: str, v: str, has_rows: bool) -> str:
         def call(function: str, pointer: str, rest: str) -> str:
-            return f"{function}<LANES>({f'{v}, {pointer}' if verb == 'load' else f'{pointer}, {v}'}, {rest});"
+            template = "LANES" if function != verb else f"LANES, {self._whole}"
+            return f"{function}<{template}>({f'{v}, {pointer}' if verb == 'load' else f'{pointer}, {v}'}, {rest});"
 
         plain = "first, width"
         if not self.staged:
@@ -436,14 +470,24 @@ def _type(node: Node) -> str:
     return {"float": "real", "int": "long long", "bool": "bool"}[node.dtype]
 
 
-def row_launches(context: Context, p: Pass, name: str, sizes: Sizes, staged: bool, device: Device) -> list[Launch]:
+def row_launches(
+    context: Context, p: Pass, name: str, sizes: Sizes, staged: bool, device: Device, limits: Mapping[str, int]
+) -> list[Launch]:
     """The launches of a pass along rows."""
     phases = Phases(p.roots)
     plan = held(p, phases)
     itemsize = context.itemsize
-    regime = choose(sizes.rows, sizes.columns, itemsize, plan.inputs, plan.live, staged, device)
+    regime = choose(sizes.rows, sizes.columns, itemsize, plan.inputs, plan.live, device)
     if not phases.reductions and all(n.shape[1] == 1 for n in p.stores.values()):  # nothing runs along the columns
         regime = Regime("thread", Tree(1, 1, 16 // itemsize), 4)
     if regime.name != "split":
-        return [RowKernel(context, p, name, sizes, regime, staged).write()]
-    return [RowKernel(context, p, f"{name}_{k}", sizes, regime, staged, only=k).write() for k in range(phases.last + 1)]
+        return [RowKernel(context, p, name, sizes, _bounded(regime, name, limits), staged).write()]
+    launches = []
+    for k in range(phases.last + 1):
+        part = f"{name}_{k}"
+        launches.append(RowKernel(context, p, part, sizes, _bounded(regime, part, limits), staged, only=k).write())
+    return launches
+
+
+def _bounded(regime: Regime, name: str, limits: Mapping[str, int]) -> Regime:
+    return replace(regime, resident=limits.get(name, regime.resident))

@@ -128,7 +128,8 @@ class ColumnKernel(Writing):
         width = 16 // self.context.itemsize
         down = min(max(1, -(-STRIPS // -(-columns // (32 * width)))), -(-rows // 32))
         n = 1 if staged else width
-        suffix = "_each" if staged else ""
+        whole = "true" if columns % width == 0 else "false"
+        suffix = "_each<1>" if staged else f"<1, {whole}>"
         lines = [
             f"constexpr int N = {'1' if staged else 'WIDTH'};",
             "const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;",
@@ -156,7 +157,7 @@ class ColumnKernel(Writing):
                 own = self.context.name(node.value)
                 where = loads if node.shape[0] != 1 else lines
                 at = f" + row * {own}_rows" if node.shape[0] != 1 else ""
-                where += [f"real {own}_v[1][N];", f"load{suffix}<1>({own}_v, {own}{at}, first, columns);"]
+                where += [f"real {own}_v[1][N];", f"load{suffix}({own}_v, {own}{at}, first, columns);"]
                 element_scope[node] = f"{own}_v[0][i]"
                 return element_scope[node]
             if node.op == "columns":
@@ -177,7 +178,7 @@ class ColumnKernel(Writing):
             value = as_float(node, element(node))
             loads.append(f"real {own}_v[1][N];")
             inner.append(f"{own}_v[0][i] = {value};")
-            after.append(f"store{suffix}<1>({own} + row * {own}_rows, {own}_v, first, columns);")
+            after.append(f"store{suffix}({own} + row * {own}_rows, {own}_v, first, columns);")
         lines += [f"real sum_{k}[N] = {{}};" for k in range(len(sums))]
         lines += [
             "const long long top = blockIdx.y * each, end = least<long long>(rows, top + each);",

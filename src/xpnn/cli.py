@@ -47,7 +47,8 @@ def info(as_json: bool) -> None:
     states = {name: _available(name) for name in BACKENDS}
     found["backends"] = states
     found["chosen"] = choice.current()
-    found["auto"] = {"numpy.ndarray": choice.for_library("numpy").name, "any other array": choice.for_library("").name}
+    libraries = {"numpy.ndarray": "numpy", "cupy.ndarray": "cupy", "any other array": ""}
+    found["auto"] = {kind: choice.for_library(library).name for kind, library in libraries.items()}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -119,24 +120,78 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
 @click.option("--backend", type=click.Choice(BACKENDS), default="numba", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--direction", type=click.Choice(["forward", "backward", "value_and_grad"]), default="forward", show_default=True)
+@click.option("--shape", default="4096x4096", show_default=True, metavar="ROWSxCOLUMNS", help="For cupy: of the arrays.")
+@click.option("--plan", is_flag=True, help="For cupy: also what each kernel takes and moves. Without a GPU: for an H100.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="An option, such as reduction=sum or activation=relu; an input that may be left out is passed with "
               "any value, such as weight=1. May be repeated.")  # fmt: skip
 @_import
-def show(kernel: str, backend: str, dtype: str, direction: str, options: tuple[str, ...], file: Path | None) -> None:
+def show(
+    kernel: str,
+    backend: str,
+    dtype: str,
+    direction: str,
+    shape: str,
+    plan: bool,
+    options: tuple[str, ...],
+    file: Path | None,
+) -> None:
     """Print the code that a backend runs for KERNEL."""
     (chosen,) = _chosen((kernel,), file)
     values = dict(_option(text) for text in options)
+    rows, _, columns = shape.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise click.UsageError(f"--shape {shape}: expected ROWSxCOLUMNS, such as 8192x128256")
+    if plan and backend != "cupy":
+        raise click.UsageError("--plan is for --backend cupy")
+    extents = int(rows), int(columns)
     try:
-        text = chosen.source(backend=backend, dtype=dtype, direction=direction, **values)
+        text = chosen.source(backend=backend, dtype=dtype, direction=direction, shape=extents, **values)
+        if sys.stdout.isatty():
+            from rich.syntax import Syntax
+
+            _console().print(Syntax(text, "cuda" if backend == "cupy" else "python", background_color="default"))
+        else:
+            click.echo(text)
+        if plan:
+            _plan_table(chosen, dtype, direction, extents, values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
-    if sys.stdout.isatty():
-        from rich.syntax import Syntax
 
-        _console().print(Syntax(text, "python", background_color="default"))
-    else:
-        click.echo(text)
+
+def _plan_table(kernel: Kernel, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any]) -> None:
+    """The launches of a direction: regime, threads, registers, bytes moved."""
+    from rich.table import Table
+
+    from xpnn.backends.cupy import inspect, machine
+    from xpnn.backends.cupy.regime import WHAT
+    from xpnn.backends.prepare import cuda
+
+    device, here = machine.assumed(), machine.present()
+    name = "this GPU" if here else "an H100 (there is no GPU here)"
+    table = Table(title=f"for {name}, compute capability {device.capability / 10:.1f}")
+    for heading in ("launch", "regime", "blocks", "threads", "registers", "shared, bytes", "bytes read", "written"):
+        table.add_column(heading, justify="left" if heading in ("launch", "regime") else "right")
+    elements = shape[0] * shape[1]
+    moved = [0, 0]
+    for part in cuda(kernel, dtype, direction, shape, options, device):
+        if isinstance(part, str):
+            table.add_row(part)
+            continue
+        compiled = inspect.compile_for(part.text, device.capability) if inspect.available() else None
+        for launch in part.launches:
+            moved = [a + b for a, b in zip(moved, launch.moves, strict=True)]
+            bytes_ = [f"{b / elements:.3g}" for b in launch.moves]
+            registers = "?" if compiled is None else f"{compiled.registers[launch.function]}"
+            blocks = "x".join(str(n) for n in launch.blocks if n > 1) or "1"
+            cells = [blocks, str(launch.threads), registers, str(launch.shared)]
+            table.add_row(launch.function, f"{launch.regime.name}: {WHAT[launch.regime.name]}", *cells, *bytes_)
+    table.caption = (
+        f"bytes per element of {shape[0]}x{shape[1]}: {moved[0] / elements:.4g} read, {moved[1] / elements:.4g} written"
+    )
+    if not inspect.available():
+        table.caption += "; registers: known where CuPy is installed"
+    _console().print(table)
 
 
 @main.command()
@@ -151,7 +206,10 @@ def parity(context: click.Context, names: tuple[str, ...], backends: tuple[str, 
     Errors are in units of the last place. A check that would not notice a wrong result is "blind", and fails too.
     """
     kernels = _chosen(names, file)
-    asked = list(backends) or [name for name in BACKENDS if _available(name) == "available"]
+    asked = list(backends) or [name for name in BACKENDS if _available(name).startswith("available")]
+    for name in asked:
+        if not (state := _available(name)).startswith("available"):
+            raise click.ClickException(f"backend {name} is {state}")
     rows: list[dict[str, Any]] = []
     with _progress() as progress:
         task = progress.add_task("", total=len(kernels))
@@ -175,7 +233,7 @@ def _parity_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("kernel", "variant", "backend", "dtype", "direction"):
+    for heading in ("kernel", "variant", "backend", "place", "dtype", "direction"):
         table.add_column(heading)
     table.add_column("error, ULP", justify="right")
     table.add_column("bound, ULP", justify="right")
@@ -183,7 +241,7 @@ def _parity_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("truth")
     for row in rows:
         style = VERDICTS.get(row["verdict"], "")
-        cells = [str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction")]
+        cells = [str(row[n]) for n in ("kernel", "variant", "backend", "place", "dtype", "direction")]
         numbers = [f"{row[n]:.3g}" for n in ("error_ulp", "bound_ulp")]
         table.add_row(*cells, *numbers, f"[{style}]{row['verdict']}[/]" if style else row["verdict"], str(row["truth"]))
     _console().print(table)
@@ -235,12 +293,19 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _available(name: str) -> str:
-    """Tell "available", or why a backend is not."""
+    """Tell "available", also with what, or why a backend is not."""
     try:
         choice.backend(name)
     except Exception as error:
         return f"not available: {error}"
-    return "available"
+    if name != "cupy":
+        return "available"
+    from xpnn.backends.cupy import machine
+
+    state = machine.state()
+    if state == "host":
+        return "available for checks: there is no GPU, the CPU runs the kernels in its place"
+    return "available" if state == "GPU" else f"not available: {state}"
 
 
 def _console() -> Console:

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ CHECKED = (
     "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=float-divide-by-zero,float-cast-overflow,vptr",
 )  # fmt: skip
 PLAIN = ("-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
+
+_ONE_LAUNCH = threading.Lock()  # the scheduler has one state
 
 
 class HostError(RuntimeError):
@@ -83,7 +86,7 @@ class Host:
     device
         What the choice of a regime takes the device to be.
     seed
-        The order in which warps run: 0 forward, 1 backward, others mixed.
+        The order in which warps and blocks run: 0 forward, 1 backward, others mixed.
     flags
         For the C++ compiler. The default traps undefined behaviour.
     guard
@@ -98,12 +101,15 @@ class Host:
         self._device, self.seed, self.flags, self.guard = device or Device(), seed, flags, guard
         self.launched: list[str] = []  # the regimes, in order
 
-    def device(self) -> tuple[int, Device]:
-        return 0, self._device
+    def number(self) -> int:
+        return 0
 
-    def functions(self, text: str, launches: Iterable[Launch]) -> list[Function]:
+    def device(self) -> Device:
+        return self._device
+
+    def functions(self, text: str, launches: Iterable[Launch]) -> tuple[list[Function], set[str]]:
         library = load(text, self.flags)
-        return [self.function(library, text, launch.function, launch.regime.name) for launch in launches]
+        return [self.function(library, text, launch.function, launch.regime.name) for launch in launches], set()
 
     def function(self, library: Any, text: str, name: str, regime: str = "") -> Function:
         """One kernel of a library that was built from `text`."""
@@ -117,10 +123,16 @@ class Host:
         def start(grid: tuple[int, int], threads: int, shared: int, arguments: int) -> None:
             if most and threads > int(most[1]):
                 raise HostError(f"{name}: launched with {threads} threads, bound to {most[1]}")
+            if cluster and not self._device.clusters:
+                raise HostError(f"{name}: a cluster of blocks, which a device of capability {self._device.capability} has not")
+            if shared > self._device.shared:
+                raise HostError(f"{name}: more shared memory than a block may have: {shared}, {self._device.shared}")
             self.launched.append(regime)
-            error = runtime().host_launch(
-                address, arguments, *grid, threads, shared, int(cluster[1]) if cluster else 1, self.seed, flush, self.guard
-            )
+            blocks = int(cluster[1]) if cluster else 1
+            with _ONE_LAUNCH:
+                error = runtime().host_launch(
+                    address, arguments, *grid, threads, shared, blocks, self.seed, flush, self.guard
+                )  # fmt: skip
             if error is not None:
                 raise HostError(f"{name}: {error.decode()}")
 
@@ -133,6 +145,12 @@ class Host:
         result = cupy.empty(product.shape, left.dtype) if out is None else out
         as_numpy(result)[...] = product
         return result
+
+    def fetch(self, array: Any) -> np.ndarray[Any, Any]:
+        return as_numpy(array)
+
+    def copy(self, to: Any, array: Any) -> None:
+        as_numpy(to)[...] = as_numpy(array)
 
 
 @functools.cache

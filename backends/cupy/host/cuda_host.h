@@ -30,14 +30,17 @@ void* host_remote(const void* p, unsigned rank, size_t size);
 #define blockIdx (host_place->block)
 #define __syncthreads() host_barrier(__LINE__)
 #define __syncwarp() ((void)host_exchange(0xffffffffu, 0, __LINE__))
-#define __shfl_xor_sync(mask, value, distance, ...) host_shuffle(mask, value, distance, __LINE__)
+#define __shfl_xor_sync(mask, value, distance, ...) host_shuffle(mask, value, distance, __LINE__, ##__VA_ARGS__)
 
-template <class T> inline T host_shuffle(unsigned mask, T value, int distance, int line) {
+// the value of the lane whose number differs in the bits of `distance`; the own one where that is in a later group of `width`
+template <class T> inline T host_shuffle(unsigned mask, T value, int distance, int line, int width = 32) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves one number");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   const uint64_t* all = host_exchange(mask, bits, line);
   T result;
-  std::memcpy(&result, &all[(threadIdx.x % 32) ^ distance], sizeof(T));
+  const unsigned lane = threadIdx.x % 32, other = lane ^ (distance & 31);
+  std::memcpy(&result, &all[other / width > lane / width ? lane : other], sizeof(T));
   return result;
 }
 

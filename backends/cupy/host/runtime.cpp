@@ -1,15 +1,19 @@
 // Runs a CUDA kernel on the CPU: a fiber per thread, the blocks of a cluster side by side, one cluster after another.
 //
-// Warps run as far as they can before another one does, in an order that the seed chooses: the opposite of lockstep. Shared
-// memory is poisoned and lies between pages that may not be touched. An access outside of what is mapped, a trap of the
-// undefined-behaviour sanitizer, a barrier that not all threads reach, and a deadlock end the launch with an error.
+// Warps run as far as they can before another one does, in an order that the seed chooses, which also turns the order of
+// blocks around: the opposite of lockstep. Shared memory is poisoned and lies between pages that may not be touched, and so
+// does every stack. An access outside of what is mapped, a trap of the undefined-behaviour sanitizer, a barrier that not all
+// threads reach, and a deadlock end the launch with an error.
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -26,11 +30,17 @@ struct HostPlace { Int3 thread, block; unsigned rank; };
 #define ALONE __attribute__((noipa))  // also: assume nothing about which registers it leaves alone
 #endif
 
-extern "C" { HostPlace* host_place; }
+extern "C" {
+HostPlace* host_place;
+// there under the address sanitizer, which then knows where shared memory ends
+void __asan_poison_memory_region(const volatile void*, size_t) __attribute__((weak));
+void __asan_unpoison_memory_region(const volatile void*, size_t) __attribute__((weak));
+}
 
 namespace {
 
 constexpr size_t STACK = 128 << 10, MOST_SHARED = 232448;
+constexpr unsigned MOST_CLUSTER = 8;  // that every GPU with clusters has
 enum Wait { RUNNING, BARRIER, WARP, CLUSTER, DONE };
 
 struct Fiber {
@@ -52,12 +62,13 @@ struct Block {
   unsigned arrived = 0, generation = 0, done = 0, first = 0;
   int line = 0;
   bool started = false;
-  unsigned char* memory = nullptr;
+  unsigned char *memory = nullptr, *lowest = nullptr, *end = nullptr;  // around the memory, up to the guard pages: poison
 };
 
 std::vector<Fiber> fibers;
 std::vector<Block> blocks;
 unsigned threads, cluster_arrived, cluster_generation, cluster_done;
+int cluster_line;
 size_t dynamic;
 Fiber* current;
 Block* block_now;
@@ -88,7 +99,7 @@ void entry() {
   if (b.arrived) fail(text("a thread ends while others wait at __syncthreads", b.line));
   Warp& w = b.warps[f.place.thread.x / 32];
   if (w.arrived) fail(text("a thread ends while others of its warp wait", w.line));
-  if (f.armed && cluster_generation == f.arrived_in) --cluster_arrived;  // it arrived and never waits: counted as gone
+  if (f.armed) fail(text("a thread ends without a wait after its arrival at the cluster's barrier", f.line));
   ++w.done, ++b.done, ++cluster_done;
   leave();
 }
@@ -103,6 +114,27 @@ bool ready(const Fiber& f, const Block& b) {
   }
 }
 
+// Stacks for so many fibers, each above a page that may not be touched; kept for the next launch.
+char* stacks(size_t count) {
+  static char* area;
+  static size_t room;
+  if (room >= count) return area;
+  if (room) munmap(area, room * STACK);
+  room = 0;
+  void* made = mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (made == MAP_FAILED) return nullptr;
+  area = static_cast<char*>(made), room = count;
+  for (size_t k = 0; k < count; ++k) mprotect(area + k * STACK, page(), PROT_NONE);
+  return area;
+}
+
+ALONE void prepare(Fiber& f, char* stack) {
+  getcontext(&f.start);
+  f.start.uc_stack.ss_sp = stack;
+  f.start.uc_stack.ss_size = STACK;
+  f.start.uc_link = nullptr;
+  makecontext(&f.start, entry, 0);
+}
 ALONE void enter(Fiber& f) {
   if (f.started) __builtin_longjmp(f.resume, 1);
   f.started = true;
@@ -118,9 +150,11 @@ ALONE void run(Fiber& f) {
 // Runs the warps of a block, each as far as it goes.
 bool turn(Block& b, unsigned turns, unsigned seed) {
   const unsigned warps = (threads + 31) / 32;
+  unsigned step = 2 * seed + 1;
+  while (std::gcd(step, warps) != 1) ++step;  // else some warps would have no turn
   bool any = false;
   for (unsigned k = 0; k < warps; ++k) {
-    const unsigned w = seed == 0 ? k : seed == 1 ? warps - 1 - k : (k * (2 * seed + 1) + turns * seed) % warps;
+    const unsigned w = seed == 0 ? k : seed == 1 ? warps - 1 - k : (k * step + turns * seed) % warps;
     for (bool progress = true; progress;) {
       progress = false;
       for (unsigned j = 0; j < 32; ++j) {
@@ -137,9 +171,21 @@ bool turn(Block& b, unsigned turns, unsigned seed) {
   return any;
 }
 
+const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+struct sigaction old_actions[5];
+pthread_t owner;  // the thread that launches
+
 void on_signal(int number, siginfo_t* info, void*) {
+  if (!pthread_equal(pthread_self(), owner)) {  // not ours: a fault happens again, and goes to whom it went before
+    for (int k = 0; k < 5; ++k)
+      if (SIGNALS[k] == number) sigaction(number, &old_actions[k], nullptr);
+    if (info->si_code <= 0) pthread_kill(pthread_self(), number);  // sent by somebody: again
+    return;
+  }
   char line[160];
-  if (number == SIGILL || number == SIGTRAP)
+  if (number == SIGFPE)
+    std::snprintf(line, sizeof line, "undefined behaviour: an integer division");
+  else if (number == SIGILL || number == SIGTRAP)
     std::snprintf(line, sizeof line, "undefined behaviour: a misaligned address, an index or a shift out of range, an overflow");
   else
     std::snprintf(line, sizeof line, "access out of bounds at address %p", info->si_addr);
@@ -148,7 +194,34 @@ void on_signal(int number, siginfo_t* info, void*) {
   to_scheduler();
 }
 
-const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+// Says which threads wait, for each line the first one.
+void deadlock(unsigned x) {
+  error = "deadlock in block " + std::to_string(x) + ":";
+  std::vector<int> lines;
+  for (auto& f : fibers) {
+    if (f.wait == DONE || std::find(lines.begin(), lines.end(), f.line) != lines.end()) continue;
+    lines.push_back(f.line);
+    const auto count = std::count_if(fibers.begin(), fibers.end(), [&](Fiber& g) { return g.wait != DONE && g.line == f.line; });
+    error += " thread " + std::to_string(f.place.thread.x) + text(" waits", f.line);
+    error += count > 1 ? ", like " + std::to_string(count - 1) + " more;" : ";";
+  }
+}
+
+// Fills a block's shared memory, and what is left around it up to the guard pages, with poison.
+void poison(Block& b, bool tell) {
+  std::memset(b.lowest, 0xff, b.end - b.lowest);
+  if (!tell || !__asan_poison_memory_region) return;
+  __asan_poison_memory_region(b.lowest, b.memory - b.lowest);
+  __asan_poison_memory_region(b.memory + dynamic, b.end - b.memory - dynamic);
+}
+// Whether nothing was written there.
+bool intact(const Block& b) {
+  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(b.lowest, b.end - b.lowest);
+  unsigned char all = 0xff;
+  for (const unsigned char* p = b.lowest; p < b.memory; ++p) all &= *p;
+  for (const unsigned char* p = b.memory + dynamic; p < b.end; ++p) all &= *p;
+  return all == 0xff;
+}
 
 }  // namespace
 
@@ -183,6 +256,9 @@ const uint64_t* host_exchange(unsigned mask, uint64_t value, int line) {
 void host_cluster_arrive(int line) {
   if (current->armed) fail(text("a second arrival at the cluster's barrier without a wait", line));
   if (cluster_done) fail(text("a thread has ended before another one reaches the cluster's barrier", line));
+  if (cluster_arrived && cluster_line != line)
+    fail(text("the cluster's barrier", line) + " while others have arrived" + text("", cluster_line));
+  cluster_line = current->line = line;
   current->armed = true, current->arrived_in = cluster_generation;
   if (++cluster_arrived == threads * blocks.size()) { cluster_arrived = 0; ++cluster_generation; }
 }
@@ -211,30 +287,39 @@ const char* host_launch(void (*call)(void**), void** args, unsigned gx, unsigned
   error.clear();
   if (shared > MOST_SHARED) return (error = "more shared memory than a block may have: " + std::to_string(shared)).c_str();
   if (count == 0 || count > 1024) return (error = "a block of " + std::to_string(count) + " threads").c_str();
-  if (cluster == 0 || gx % cluster) return (error = "the grid is not a multiple of the cluster").c_str();
+  if (cluster == 0 || cluster > MOST_CLUSTER) return (error = "a cluster of " + std::to_string(cluster) + " blocks").c_str();
+  if (gx == 0 || gy == 0 || gx > 0x7fffffff || gy > 0xffff)
+    return (error = "a grid of " + std::to_string(gx) + " x " + std::to_string(gy) + " blocks").c_str();
+  if (gx % cluster) return (error = "the grid is not a multiple of the cluster").c_str();
   kernel = call, arguments = args, threads = count, dynamic = shared;
-  const size_t all = size_t(count) * cluster, room = pages(shared ? shared : 1) + 2 * page(), total = all * STACK + cluster * room;
+  const size_t all = size_t(count) * cluster, room = pages(shared ? shared : 1) + 2 * page(), total = cluster * room;
   char* area = static_cast<char*>(mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (area == MAP_FAILED) return (error = "no memory for the threads' stacks").c_str();
+  char* const stack = stacks(all);
+  if (area == MAP_FAILED || !stack) {
+    if (area != MAP_FAILED) munmap(area, total);
+    return (error = "no memory for the blocks").c_str();
+  }
   for (unsigned c = 0; c < cluster; ++c) {
-    mprotect(area + all * STACK + c * room, page(), PROT_NONE);
-    mprotect(area + all * STACK + (c + 1) * room - page(), page(), PROT_NONE);
+    mprotect(area + c * room, page(), PROT_NONE);
+    mprotect(area + (c + 1) * room - page(), page(), PROT_NONE);
   }
 #if defined(__SSE__)
   const unsigned before = _mm_getcsr();
   if (flush) _mm_setcsr(before | 0x8040);  // the GPU flushes subnormal single-precision numbers
 #endif
-  struct sigaction old[5], mine{};
+  struct sigaction mine{};
   stack_t old_stack{}, own{};
   std::vector<char> signal_stack(64 << 10);
   if (guard) {
+    owner = pthread_self();
     own.ss_sp = signal_stack.data(), own.ss_size = signal_stack.size();
     sigaltstack(&own, &old_stack);
     mine.sa_sigaction = on_signal, mine.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &mine, &old[k]);
+    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &mine, &old_actions[k]);
   }
-  for (unsigned y = 0; y < gy && error.empty(); ++y) {
-    for (unsigned x = 0; x < gx && error.empty(); x += cluster) {
+  for (unsigned v = 0; v < gy && error.empty(); ++v) {
+    for (unsigned u = 0; u < gx && error.empty(); u += cluster) {
+      const unsigned x = seed & 1 ? gx - cluster - u : u, y = seed & 1 ? gy - 1 - v : v;
       fibers.assign(all, Fiber());
       blocks.assign(cluster, Block());
       cluster_arrived = cluster_generation = cluster_done = 0;
@@ -242,17 +327,14 @@ const char* host_launch(void (*call)(void**), void** args, unsigned gx, unsigned
         Block& b = blocks[c];
         b.warps.assign((count + 31) / 32, Warp());
         b.first = c * count;
-        unsigned char* end = reinterpret_cast<unsigned char*>(area + all * STACK + (c + 1) * room - page());
-        b.memory = end - (shared + 15) / 16 * 16;
-        std::memset(end - pages(shared ? shared : 1), 0xff, pages(shared ? shared : 1));
+        b.end = reinterpret_cast<unsigned char*>(area + (c + 1) * room - page());
+        b.lowest = b.end - (room - 2 * page());
+        b.memory = b.end - (shared + 15) / 16 * 16;
+        poison(b, !guard);
         for (unsigned t = 0; t < count; ++t) {
           Fiber& f = fibers[b.first + t];
           f.place = {{t, 0, 0}, {x + c, y, 0}, c};
-          getcontext(&f.start);
-          f.start.uc_stack.ss_sp = area + (size_t(b.first) + t) * STACK;
-          f.start.uc_stack.ss_size = STACK;
-          f.start.uc_link = nullptr;
-          makecontext(&f.start, entry, 0);
+          prepare(f, stack + (size_t(b.first) + t) * STACK);
         }
       }
       for (unsigned turns = 0; cluster_done < all && error.empty(); ++turns) {
@@ -264,22 +346,22 @@ const char* host_launch(void (*call)(void**), void** args, unsigned gx, unsigned
           any |= turn(*block_now, turns, seed);
         }
         if (!any && error.empty()) {
-          error = "deadlock in block " + std::to_string(x) + ":";
-          unsigned shown = 0;
-          for (auto& f : fibers)
-            if (f.wait != DONE && shown++ < 3) error += " thread " + std::to_string(f.place.thread.x) + text(" waits", f.line) + ";";
+          deadlock(x);
         }
       }
+      for (auto& b : blocks)
+        if (!intact(b) && error.empty()) error = "a write next to shared memory (block " + std::to_string(x + (&b - &blocks[0])) + ")";
     }
   }
   if (guard) {
-    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &old[k], nullptr);
+    for (int k = 0; k < 5; ++k) sigaction(SIGNALS[k], &old_actions[k], nullptr);
     sigaltstack(&old_stack, nullptr);
   }
 #if defined(__SSE__)
   _mm_setcsr(before);
 #endif
   munmap(area, total);
+  if (!error.empty() && __asan_unpoison_memory_region) __asan_unpoison_memory_region(stack, all * STACK);  // left as they were
   return error.empty() ? nullptr : error.c_str();
 }
 
