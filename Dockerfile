@@ -13,7 +13,7 @@ FROM ${BASE}
 
 # the CUDA images bring no Python; the Python image has its own, outside the distribution's packages
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends make \
+    && apt-get install --yes --no-install-recommends make g++ \
     && if ! command -v python3; then apt-get install --yes --no-install-recommends python3 python3-venv; fi \
     && rm -rf /var/lib/apt/lists/*
 

@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint format smoke env clean
+.PHONY: help bench test cuda-all lint format smoke gpu-check env clean
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
@@ -20,7 +20,7 @@ sources := pyproject.toml README.md LICENSE \
 wheel = $$(echo $(VENV)/wheel/xpnn-*.whl)
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS)  ARGS=$(ARGS)"
 
@@ -31,6 +31,9 @@ bench: $(VENV)/installed  ## what runs here, worst errors, timings: xpnn info, x
 
 test: $(VENV)/tests  ## the whole suite, and the doctests of the installed package
 	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn --ignore-glob='*/xpnn/benchmarks/test_*.py'
+
+cuda-all: $(VENV)/tests  ## every CUDA kernel compiled for every architecture: some ten minutes
+	$(python) -m pytest -n $(JOBS) $(ARGS) tests/test_cuda_compile.py -m slow
 
 lint: $(VENV)/lint  ## ruff on the sources, mypy on the installed package
 	@status=0; set -x; \
@@ -52,6 +55,10 @@ smoke: $(VENV)/wheel/built  ## the wheel in an empty environment, used from this
 	"$$bin/python" -c 'import numpy as np, xpnn; y = xpnn.softmax(np.ones((2, 4), "float32")); assert (y == 0.25).all(), y; print(xpnn.softmax.explain(y), y[0])'; \
 	"$$bin/xpnn" info; \
 	"$$bin/python" -m pip --disable-pip-version-check check
+
+gpu-check:  ## on a machine with a GPU: are the CUDA kernels right, and how fast
+	@if $(PYTHON) -c 'import cupy' 2>/dev/null; then set -x; $(PYTHON) benchmarks/gpu_check.py $(ARGS); else \
+	$(MAKE) $(VENV)/installed && set -x && $(python) benchmarks/gpu_check.py $(ARGS); fi
 
 env: $(VENV)/tests $(VENV)/lint  ## everything that the other targets install
 
@@ -79,6 +86,8 @@ $(VENV)/installed: $(VENV)/wheel/built
 
 $(VENV)/tests: $(VENV)/installed
 	$(pip) install "$(wheel)[test]"
+	@# half a gigabyte, and not for every platform: without it the suite says that CUDA kernels were not looked at
+	$(pip) install "$(wheel)[cuda-check]" || echo "CuPy is not installed: CUDA kernels will not be checked"
 	@touch $@
 
 $(VENV)/lint: $(VENV)/installed

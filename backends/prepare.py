@@ -242,7 +242,7 @@ def cuda(
     """The steps of a direction on CuPy arrays of a shape: emitted kernels, and products in words."""
     from xpnn.backends.cupy import machine
 
-    if len(shape) != 2 or min(shape) < 1:
+    if min(shape) < 1:
         raise ValueError(wrong(f"{kernel.__name__}.source", "shape", shape, "a number of rows and of columns, at least 1"))
     job = example_task(kernel, dtype, direction, options, "cupy").job
     program = job.program()

@@ -22,12 +22,27 @@ OPTIONAL = {
     "torch": "torch.nn.functional's cross_entropy, kernels on torch tensors",
     "jax": "kernels on JAX arrays and under jax.jit",
     "array_api_strict": "that formulas use nothing outside the array-API standard",
+    "cupy": "CUDA kernels: compiled by NVRTC, run on the CPU",
     "scipy": "SciPy's softmax, log_softmax and logsumexp",
 }
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what was not compared."""
+    """Say what was not compared, and how many CUDA kernels were compiled and executed."""
+    found: dict[str, list[list[str]]] = {"cuda compiled": [], "cuda executed": [], "cuda parity": []}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            found.setdefault(name, []).append(value.split())
+    for name in ("cuda compiled", "cuda executed"):
+        if found[name]:
+            kernels, dtypes, regimes, places = ({v[k] for v in found[name]} for k in range(4))
+            terminalreporter.write_line(
+                f"{name}: {len(found[name])} kernels: {len(kernels)} definitions x {len(dtypes)} dtypes x {len(regimes)} "
+                f"regimes ({', '.join(sorted(regimes))}) x {', '.join(sorted(places))}"
+            )
+    if found["cuda parity"]:
+        rows, places = sum(int(v[2]) for v in found["cuda parity"]), {v[3] for v in found["cuda parity"]}
+        terminalreporter.write_line(f"cuda parity: {rows} rows within their bounds, on {', '.join(places)}")
     for name, what in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
             terminalreporter.write_line(f"not compared, {name} is not installed: {what}")

@@ -1,5 +1,6 @@
 """Every kernel against the composed formula in wider precision, and against references of another make."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mpmath
@@ -8,6 +9,7 @@ import pytest
 from oracles import ORACLES
 
 import xpnn
+from xpnn.backends.cupy import machine
 from xpnn.backends.kernel import Kernel
 from xpnn.testing import Variant, parity_rows, sample, variants
 
@@ -27,6 +29,18 @@ def test_parity(kernel: Kernel, dtype: str) -> None:
     rows = list(parity_rows([kernel], ["numba"], [dtype]))
     assert len(rows) >= 3
     assert [row for row in rows if row["verdict"] != "ok"] == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("kernel", dict.fromkeys(KERNELS), ids=lambda k: k.__name__)
+def test_parity_of_cuda_kernels(kernel: Kernel, dtype: str, record_property: Callable[[str, object], None]) -> None:
+    """The same for CUDA kernels, on a GPU or on the CPU in its place."""
+    if (state := machine.state()) not in ("GPU", "host"):
+        pytest.skip(state)
+    rows = list(parity_rows([kernel], ["cupy"], [dtype]))
+    assert len(rows) >= 3
+    assert [row for row in rows if row["verdict"] != "ok"] == []
+    record_property("cuda parity", f"{kernel.__name__} {dtype} {len(rows)} {state}")
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

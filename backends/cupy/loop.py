@@ -141,8 +141,8 @@ class Loop:
             for n, start in ready.scratch.items():
                 values["array", n] = base + start
                 values["rows", n] = 1
-        for start in ready.starters:
-            start(values)
+        for starter in ready.starters:
+            starter(values)
         for n, target in copies.items():
             machine.current.copy(target, results[n])
             results[n] = target
@@ -190,11 +190,11 @@ class Loop:
 def _adjacent(a: Any) -> bool:
     """Whether the values of a row lie side by side, and rows apart by whole elements, forwards."""
     columns, rows = a.strides[1], a.strides[0]
-    return (columns == a.itemsize or a.shape[1] == 1) and (a.shape[0] == 1 or (rows >= 0 and rows % a.itemsize == 0))
+    return bool((columns == a.itemsize or a.shape[1] == 1) and (a.shape[0] == 1 or (rows >= 0 and rows % a.itemsize == 0)))
 
 
 def _aligned(a: Any) -> bool:
-    return a.data.ptr % 16 == 0 and (a.shape[0] == 1 or a.strides[0] % 16 == 0)
+    return bool(a.data.ptr % 16 == 0 and (a.shape[0] == 1 or a.strides[0] % 16 == 0))
 
 
 def overlap(a: Any, b: Any) -> bool:

@@ -3,120 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from xpnn.backends.cupy.expression import Context, as_float
-from xpnn.backends.cupy.kernel import MEMORY, Launch, Parameter, Sizes, Writing
+from xpnn.backends.cupy.expression import TYPES, Context, as_float
+from xpnn.backends.cupy.kernel import Launch, Parameter, Sizes
 from xpnn.backends.cupy.passes import Pass
-from xpnn.backends.cupy.regime import PACK, Device, Regime, Tree, choose
-from xpnn.backends.phases import DEAR, Phases
+from xpnn.backends.cupy.place import RowPlace, held
+from xpnn.backends.cupy.regime import Device, Regime, Tree, choose
+from xpnn.backends.phases import Phases
 from xpnn.backends.program import Node
 
 _OPS = {"row_sum": "Sum", "row_max": "Max"}
 
 
-@dataclass
-class Held:
-    """What outlasts a phase, and by how much.
-
-    `kept` are computed values worth keeping; `live` is how many values of each element are held at once; `inputs` how many
-    arrays are read along the columns.
-    """
-
-    kept: set[Node] = field(default_factory=set)
-    live: int = 0
-    inputs: int = 0
-
-
-def held(p: Pass, phases: Phases) -> Held:
-    """Plan what a pass along rows holds."""
-    full = {n for n in phases.nodes if n.shape == p.shape}
-    result = Held()
-    result.kept = {n for n, at in phases.uses().items() if n.op in DEAR and n in full and len(at) > 1}
-    uses = phases.uses(result.kept)
-    inputs = {n for n in full if n.op == "input"}
-    result.inputs = len([n for n in phases.nodes if n.op == "input" and n.shape[1] != 1])
-    for phase in range(phases.last):
-        across = [n for n in inputs | result.kept if uses.get(n) and min(uses[n]) <= phase < max(uses[n])]
-        result.live = max(result.live, len(across), min(phases.last, 1))
-    return result
-
-
-class RowKernel(Writing):
+class RowKernel(RowPlace):
     """One kernel along rows: all phases, or one of them."""
-
-    def __init__(
-        self, context: Context, p: Pass, name: str, sizes: Sizes, regime: Regime, staged: bool, only: int | None = None
-    ) -> None:
-        super().__init__(context, p, name, sizes)
-        self.regime, self.staged, self.only = regime, staged, only
-        self.phases = Phases(p.roots)
-        self.plan = held(p, self.phases)
-        t = regime.tree
-        self.chunks = -(-sizes.columns // t.chunk)
-        self.whole = sizes.columns % t.width == 0
-        self.holds = regime.chunks >= 1 and only is None
-        self.kept = self.plan.kept if self.holds else set()
-        self.uses = self.phases.uses(self.kept)
-        self.arrays_of: dict[Node, str] = {}  # values in registers, by node
-        self.near: dict[Node, str] = {}
-        self.wide_inputs = {n.value: n for n in self.phases.nodes if n.op == "input" and n.shape[1] != 1}
-        self.order = {r: k for k, r in enumerate(self.phases.reductions)}
-
-    # -- shape
-
-    @property
-    def grouped(self) -> bool:
-        """Whether a warp holds whole rows."""
-        return self.regime.name in ("thread", "warp")
-
-    def slots(self) -> int:
-        """Room for the sums of a row's chunks."""
-        r = self.regime
-        return r.warps * r.chunks * r.cluster if r.chunks and not self.grouped else self.chunks
-
-    def parts_bytes(self) -> int:
-        if self.grouped or self.only is not None or not self.order:
-            return 0
-        return -(-len(self.order) * self.slots() * self.context.real // PACK) * PACK
-
-    def area_bytes(self) -> int:
-        """What one warp stages rows in."""
-        t = self.regime.tree
-        size = max([self.context.size(self.context.types[n]) for n in (*self.wide_inputs, *self.pass_.stores)], default=4)
-        return (32 * t.packs * t.width * size + PACK) if self.staged else 0
-
-    def row_bytes(self, name: str) -> int:
-        """What a row in shared memory takes."""
-        return -(-self.sizes.columns * self.context.size(self.context.types[name]) // PACK) * PACK + PACK
-
-    def shared_rows(self) -> list[str]:
-        return [n for n, node in self.wide_inputs.items() if node.shape[0] != 1] if self.regime.name == "shared" else []
-
-    def shared(self) -> int:
-        rows = sum(self.row_bytes(n) for n in self.shared_rows())
-        return self.parts_bytes() + self.regime.warps * self.area_bytes() + rows
-
-    def grid(self) -> int:
-        r, rows = self.regime, self.sizes.rows
-        if self.grouped:
-            return -(-rows // r.rows)
-        return rows * (r.cluster if r.name == "cluster" else -(-self.chunks // r.warps) if r.name == "split" else 1)
-
-    def moves(self) -> tuple[int, int]:
-        read = 0
-        for n, node in self.pass_.inputs.items():
-            phases = self.uses.get(node, {0}) if node.shape[1] != 1 else {0}
-            again = len(phases) if self.regime.name == "passes" else 1
-            read += (again if self.only is None else int(self.only in phases)) * self.bytes_of(n, node)
-        here = [n for n in self.pass_.stores if self.only in (None, self._phase_of(n))]
-        return read, sum(self.bytes_of(n, self.pass_.stores[n]) for n in here)
-
-    # -- text
 
     def write(self) -> Launch:
         r = self.regime
-        body = self._position() + self._phases()
+        body = self.position() + self._phases()
         parameters = [*self.arrays(), *self.numbers(), Parameter("size", "rows", "long long rows", "q"), self.index]
         sizes: dict[str, int] = {}
         if self.only is not None:
@@ -133,77 +38,6 @@ class RowKernel(Writing):
     def _scratch(self, k: int) -> str:
         return f"{self.name.rsplit('_', 1)[0]}.parts_{k}"
 
-    def _position(self) -> list[str]:
-        r, t = self.regime, self.regime.tree
-        lines = [f"constexpr int LANES = {t.lanes}, PACKS = {t.packs}, WARPS = {r.warps}, CHUNK = LANES * PACKS * WIDTH;"]
-        if self.grouped:
-            lines += [
-                "const int lane = threadIdx.x % LANES;",
-                "const long long wanted = ((long long)blockIdx.x * 32 * WARPS + threadIdx.x) / LANES;",
-                "const bool mine = wanted < rows;",
-                "const long long row = mine ? wanted : rows - 1;",
-                "const column_t width = mine ? columns : 0, first = lane * WIDTH;",
-            ]
-            if self.staged:
-                lines += [
-                    "const long long top = wanted - threadIdx.x % 32 / LANES;  // the first row of this warp",
-                    "const int together = top < rows ? (int)least<long long>(32 / LANES, rows - top) : 0;",
-                ]
-        else:
-            lines.append("const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;")
-            lines.append(f"constexpr int CLUSTER = {r.cluster};" if r.cluster > 1 else "")
-            if r.name == "split":
-                lines.append("const int chunks = (columns + CHUNK - 1) / CHUNK, blocks = (chunks + WARPS - 1) / WARPS;")
-                lines.append("const long long row = blockIdx.x / blocks;")
-                lines.append("const int chunk = blockIdx.x % blocks * WARPS + warp;")
-            else:
-                lines.append(f"const long long row = blockIdx.x{' / CLUSTER' if r.cluster > 1 else ''};")
-                lines.append("const int chunks = (columns + CHUNK - 1) / CHUNK;")
-            lines.append("const column_t width = columns;")
-        if self.shared():
-            lines.append(MEMORY)
-        offset = "0"
-        if self.parts_bytes():
-            slots = (
-                "chunks" if not r.chunks else f"WARPS{' * CLUSTER' if r.cluster > 1 else ''}{' * 2' if r.chunks > 1 else ''}"
-            )
-            lines += [f"const int slots = {slots};", "real* parts = reinterpret_cast<real*>(memory);  // of each sum, by chunk"]
-            offset = f"({len(self.order)} * slots * (int)sizeof(real) + 15) / 16 * 16"
-        if self.staged:
-            lines.append(f"unsigned char* area = memory + {offset} + threadIdx.x / 32 * {self.area_bytes()};")
-        for n, node in self.wide_inputs.items():
-            own = self.context.name(n)
-            lines.append(
-                f"const {self.context.types[n]}* {own}_row = {own}{f' + row * {own}_rows' if node.shape[0] != 1 else ''};"
-            )
-        for n, node in self.pass_.stores.items():
-            own = self.context.name(n)
-            if node.shape[1] != 1:
-                lines.append(
-                    f"{self.context.types[n]}* {own}_row = {own}{f' + row * {own}_rows' if node.shape[0] != 1 else ''};"
-                )
-        if r.cluster > 1:
-            lines.append("const unsigned rank = cluster_rank();")
-            if self.order:
-                lines.append("cluster_arrive();  // awaited before the first write to another block")
-        start = f"{offset} + WARPS * {self.area_bytes()}" if self.staged else offset
-        for n in self.shared_rows():
-            own = self.context.name(n)
-            kind = self.context.types[n]
-            lines += [
-                f"{kind}* {own}_here = alike(memory + {start}, {own}_row);",
-                f"copy({own}_here, {own}_row, columns, threadIdx.x, 32 * WARPS);",
-            ]
-            start += f" + {self.row_bytes(n)}"
-        if self.shared_rows():
-            lines.append("__syncthreads();")
-        return [line for line in lines if line]
-
-    def _row_pointer(self, name: str, node: Node) -> str:
-        own = self.context.name(name)
-        offset = f" + row * {own}_rows" if node.shape[0] != 1 else ""
-        return f"{self.context.types[name]}* {own}_row = {own}{offset};"
-
     def _phases(self) -> list[str]:
         scope: dict[Node, str] = {}
         lines: list[str] = []
@@ -211,64 +45,56 @@ class RowKernel(Writing):
         for n in self.phases.nodes:  # early, while registers are free
             if n.shape == (1, 1) and n in used:
                 self.number(n, lines)
-        last = self.phases.last if self.only is None else self.only
-        waited = False
-        for phase in range(last + 1):
-            here = self.only is None or phase == self.only
-            for n in self.phases.nodes:
-                if here and n.op == "gather" and self.phases.level[n] == phase:  # before anything is written
-                    self.row_value(n, scope, lines, self._gather)
+        for phase in range((self.phases.last if self.only is None else self.only) + 1):
+            here = self.only in (None, phase)
             made = [n for n in self.phases.reductions if self.phases.level[n] == phase + 1]
-            stores = [n for n in self.pass_.stores if self._phase_of(n) == phase]
-            wide = [n for n in stores if self.pass_.stores[n].shape[1] != 1]
-            if here and (made or wide):
-                lines += self._loop(phase, scope, made, wide)
             if here:
+                for n in self.phases.nodes:
+                    if n.op == "gather" and self.phases.level[n] == phase:  # before anything is written
+                        self._row(n, scope, lines)
+                stores = [n for n in self.pass_.stores if self.phase_of(n) == phase]
+                wide = [n for n in stores if self.pass_.stores[n].shape[1] != 1]
+                if made or wide:
+                    lines += self._loop(phase, scope, made, wide)
                 for n in stores:
-                    node = self.pass_.stores[n]
-                    if node.shape[1] == 1:
-                        inner: list[str] = []
-                        own, value = self.context.name(n), as_float(node, self._row(node, dict(scope), inner))
-                        at = f"row * {own}_rows" if node.shape[0] != 1 else "0"
-                        inner.append(f"from_real({own}[{at}], {value});")
-                        lines += [f"if ({self._leader()}) {{", *(f"  {line}" for line in inner), "}"]
-            if made and (self.only is None or phase < self.only):
-                if self.regime.cluster > 1:
-                    lines += ["cluster_arrive();", "cluster_wait();"]
-                    waited = True
-                elif not self.grouped and self.only is None:
-                    lines.append("__syncthreads();")
-                for r in made:
-                    if r not in scope:
-                        name = self.fresh(r)
-                        parts = (
-                            f"parts_{self.order[r]} + row * chunks"
-                            if self.only is not None
-                            else f"parts + {self.order[r]} * slots"
-                        )
-                        lines.append(f"const real {name} = over_chunks<{_OPS[r.op]}>({parts}, chunks);")
-                        scope[r] = name
-        assert waited or self.regime.cluster == 1 or not self.order
+                    if n not in wide:
+                        lines += self._store_number(n, scope)
+            if made and self.only != phase:
+                lines += self._together(made, scope)
         return lines
 
-    def _phase_of(self, name: str) -> int:
-        return self.phases.target_level(self.pass_.stores[name])
+    def _store_number(self, name: str, scope: dict[Node, str]) -> list[str]:
+        """What there is one of in a row; one thread works it out and writes it."""
+        node, own = self.pass_.stores[name], self.context.name(name)
+        inner: list[str] = []
+        value = as_float(node, self._row(node, dict(scope), inner))
+        at = f"row * {own}_rows" if node.shape[0] != 1 else "0"
+        inner.append(f"from_real({own}[{at}], {value});")
+        return [f"if ({self.leader()}) {{", *(f"  {line}" for line in inner), "}"]
 
-    def _leader(self) -> str:
+    def _together(self, made: list[Node], scope: dict[Node, str]) -> list[str]:
+        """The sums of a row from those of its chunks."""
+        lines: list[str] = []
         if self.grouped:
-            return "mine && lane == 0"
-        if self.regime.name == "split":
-            return "chunk == 0 && lane == 0"
-        return "rank == 0 && threadIdx.x == 0" if self.regime.cluster > 1 else "threadIdx.x == 0"
+            return lines
+        if self.regime.cluster > 1:
+            lines += ["cluster_arrive();", "cluster_wait();"]
+        elif self.only is None:
+            lines.append("__syncthreads();")
+        for r in made:
+            k, name = self.order[r], self.fresh(r)
+            parts = f"parts + {k} * slots" if self.only is None else f"parts_{k} + row * chunks"
+            lines.append(f"const real {name} = over_chunks<{_OPS[r.op]}>({parts}, chunks);")
+            scope[r] = name
+        return lines
 
     def _row(self, node: Node, scope: dict[Node, str], lines: list[str]) -> str:
         return self.row_value(node, scope, lines, self._gather)
 
     def _loop(self, phase: int, scope: dict[Node, str], made: list[Node], stores: list[str]) -> list[str]:
         """One phase: the elements of a thread, what they add up to, and what is stored."""
-        r = self.regime
         lead: list[str] = []  # values of the row, before the loop
-        several = self.holds and r.chunks > 1
+        several = self.holds and self.regime.chunks > 1
         at = "[c][k][i]" if several else "[k][i]"
         bounds = "[2][PACKS][WIDTH]" if several else "[PACKS][WIDTH]"
         inner: list[str] = []
@@ -291,10 +117,10 @@ class RowKernel(Writing):
                 if outlasts(n):
                     self.arrays_of[n] = f"{own}_v"
                     declared.append(f"real {own}_v{bounds};")
-                    loads.append(self._load(n, f"{own}_v{'[c]' if several else ''}"))
+                    loads.append(self.load(n, f"{own}_v{'[c]' if several else ''}"))
                     return f"{own}_v{at}"
                 again = phase if min(self.uses[n]) < phase else ""
-                loads.extend([f"real {own}_v{again}[PACKS][WIDTH];", self._load(n, f"{own}_v{again}")])
+                loads.extend([f"real {own}_v{again}[PACKS][WIDTH];", self.load(n, f"{own}_v{again}")])
                 scope_here[n] = f"{own}_v{again}[k][i]"
                 return scope_here[n]
             if n.op == "columns":
@@ -305,7 +131,7 @@ class RowKernel(Writing):
                 args = [self._near(a, t, n, lead) for a, t in zip(n.args, args, strict=True)]
             text = self.combine(n, args, by_row=n.op == "div" and n.args[0].shape[1] != 1 and n.args[1].shape[1] == 1)
             name = self.fresh(n)
-            inner.append(f"const {_type(n)} {name} = {text};")
+            inner.append(f"const {TYPES[n.dtype]} {name} = {text};")
             scope_here[n] = name
             if n in self.kept and outlasts(n):
                 self.arrays_of[n] = f"{name}_v"
@@ -330,7 +156,7 @@ class RowKernel(Writing):
             wide, otherwise = self._one_for_all(node, scope, lead)
             before.append(f"real {own}_v[PACKS][WIDTH];")
             inner.append(f"{own}_v[k][i] = {as_float(wide, element(wide))};")
-            after += [*otherwise(f"{own}_v"), self._store(n)]
+            after += [*otherwise(f"{own}_v"), self.store(n)]
         for red, name in fold:
             op = _OPS[red.op]
             if self.grouped:
@@ -391,8 +217,9 @@ class RowKernel(Writing):
         own = "rank * WARPS + warp" if r.cluster > 1 else "warp"
         if several:
             wait = ["cluster_wait();"] if phase == self.phases.level[self.phases.reductions[0]] - 1 else []
-            head = ["UNROLL for (int c = 0; c < 2; ++c) {", f"  const int chunk = c * CLUSTER * WARPS + {own};", f"  {first}"]
-            return [*wait, *head, *(f"  {line}" for line in body), "}"]
+            chunk = f"  const int chunk = c * CLUSTER * WARPS + {own};"
+            loop = ["UNROLL for (int c = 0; c < 2; ++c) {", chunk, f"  {first}", *(f"  {line}" for line in body), "}"]
+            return [*wait, *loop]
         if r.chunks == 1:
             if phase == self._first_loop():
                 return [f"const int chunk = {own};", first, *body]
@@ -406,44 +233,8 @@ class RowKernel(Writing):
     def _first_loop(self) -> int:
         """The first phase that goes over the columns."""
         phases = [self.phases.level[n] - 1 for n in self.phases.reductions]
-        phases += [self._phase_of(n) for n, node in self.pass_.stores.items() if node.shape[1] != 1]
+        phases += [self.phase_of(n) for n, node in self.pass_.stores.items() if node.shape[1] != 1]
         return min(phases, default=0)
-
-    def _load(self, n: Node, to: str) -> str:
-        own = self.context.name(n.value)
-        if self.regime.name == "shared" and n.shape[0] != 1:
-            load = "load_each<LANES>" if self.staged else f"load<LANES, {self._whole}>"
-            return f"{load}({to}, {own}_here, first, width);"
-        return self._transfer("load", own, to, n.shape[0] != 1)
-
-    def _store(self, name: str) -> str:
-        own = self.context.name(name)
-        return self._transfer("store", own, f"{own}_v", self.pass_.stores[name].shape[0] != 1)
-
-    @property
-    def _whole(self) -> str:
-        return "true" if self.whole else "false"
-
-    def _transfer(self, verb: str, own: str, v: str, has_rows: bool) -> str:
-        def call(function: str, pointer: str, rest: str) -> str:
-            template = "LANES" if function != verb else f"LANES, {self._whole}"
-            return f"{function}<{template}>({f'{v}, {pointer}' if verb == 'load' else f'{pointer}, {v}'}, {rest});"
-
-        plain = "first, width"
-        if not self.staged:
-            return call(verb, f"{own}_row", plain)
-        if self.grouped and self.regime.tree.lanes < 32:
-            each = call(f"{verb}_each", f"{own}_row", plain)
-            if not has_rows:
-                return each
-            span = f"{own} + top * columns"
-            rest = "together * columns, (column_t)(wanted - top) * columns + first, width - first, area"
-            return f"if ({own}_rows == columns) {call(f'{verb}_staged', span, rest)} else {each}"
-        if self.grouped:
-            return call(f"{verb}_staged", f"{own}_row", "width, first, width - first, area")
-        start = "(column_t)chunk * CHUNK"
-        length = f"least<column_t>(CHUNK, {start} < columns ? columns - {start} : 0)"
-        return call(f"{verb}_staged", f"{own}_row + {start}", f"{length}, lane * WIDTH, width - first, area")
 
     # -- a value at one column
 
@@ -452,7 +243,7 @@ class RowKernel(Writing):
         value = self._at(node.args[0], column, scope, lines)
         name = self.fresh(node)
         none = "NOT_A_NUMBER" if node.dtype == "float" else "0"
-        lines.append(f"{_type(node)} {name} = {none};")
+        lines.append(f"{TYPES[node.dtype]} {name} = {none};")
         lines.append(f"if ({column} >= 0 && {column} < width) {name} = {value};")
         return name
 
@@ -464,10 +255,6 @@ class RowKernel(Writing):
         if n.op == "columns":
             return f"(long long)({column})"
         return self.combine(n, [self._at(a, column, scope, lines) for a in n.args])
-
-
-def _type(node: Node) -> str:
-    return {"float": "real", "int": "long long", "bool": "bool"}[node.dtype]
 
 
 def row_launches(

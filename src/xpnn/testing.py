@@ -113,12 +113,12 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype[Any](ml_dtypes.bfloat16)
     return np.dtype(name)
 
 
 def _is_float(a: Array) -> bool:
-    return a.dtype.kind == "f" or a.dtype.name == "bfloat16"
+    return bool(a.dtype.kind == "f" or a.dtype.name == "bfloat16")
 
 
 class Place(NamedTuple):
