@@ -27,7 +27,7 @@ from xpnn.backends.arrays import (
     wrong,
 )
 from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
-from xpnn.backends.fast import remember
+from xpnn.backends.fast import FAST, remember
 from xpnn.backends.kinds import Full, Index, Kind, Row, Scalar
 from xpnn.backends.prepare import (
     Given,
@@ -356,7 +356,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
                 raise TypeError(wrong(label, "d" + name, type(array).__name__, f"a {call.lib} array like the inputs"))
             if tuple(array.shape) != shapes_out[name]:
                 raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{shapes_out[name]}"))
-            array = array if array.dtype == call.dtype else call.xp.astype(array, call.dtype)
+            own = wide_dtype(call.xp, call.dtype) if d.is_wide("d" + name, True) else call.dtype
+            array = array if array.dtype == own else call.xp.astype(array, own)
             given["d" + name], canonical["d" + name] = (
                 cotangents["d" + name],
                 call.frame.canonical(call.xp, array, roles[name]),
@@ -367,7 +368,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         given = {n: given[n] for n in sorted(given, key=lambda n: order.index(n) if n in order else len(order))}
         back = Call(kernel, label, call.xp, call.lib, call.dtype, raw, given, call.frame, canonical, call.options)
         gradients = _gradients(back, passed, out)
-        if usual and all(type(a) is np.ndarray for a in arguments):
+        if usual and all(type(a) in FAST for a in arguments):
             remember(back, "backward", arguments, wrt, wrt)
         return gradients
 

@@ -227,6 +227,45 @@ def test_targets_out_of_range(machine: host.Host, columns: int, monkeypatch: pyt
     xpnn.cross_entropy.value_and_grad(on_host(x), on_host(good))
 
 
+def test_half_precision_losses_keep_their_cotangent(machine: host.Host) -> None:
+    """Loss and cotangent are float32, gradients in the logits' dtype."""
+    rng = np.random.default_rng(10)
+    x, t = rng.standard_normal((6, 40)).astype(np.float16), rng.integers(0, 40, 6)
+    loss, pullback = xpnn.cross_entropy.vjp(on_host(x), on_host(t), reduction="none")
+    dy = rng.standard_normal(6).astype(np.float32)
+    g = back(pullback(on_host(dy))[0])
+    assert (loss.dtype, g.dtype) == (np.float32, np.float16)
+    wide = x.astype(np.float64)
+    with choice.use_backend("numpy"):
+        expected, pull = xpnn.cross_entropy.vjp(wide, t, reduction="none")
+        want = pull(dy.astype(np.float64))[0]
+    np.testing.assert_allclose(back(loss), expected, rtol=1e-6)
+    np.testing.assert_allclose(g, want, rtol=1e-3, atol=1e-7)
+
+
+def test_the_short_way_gives_up(machine: host.Host) -> None:
+    """A call that is not like the one that made the short way takes the long one, with the same results and errors."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((4, 6))
+    with choice.use_backend("numpy"):
+        expected = xpnn.softmax(x)
+    for _ in range(2):
+        np.testing.assert_allclose(back(xpnn.softmax(on_host(x))), expected, rtol=1e-14)
+    wide = on_host(np.concatenate([x, x], axis=1))
+    np.testing.assert_allclose(back(xpnn.softmax(wide[:, :6])), expected, rtol=1e-14)
+    np.testing.assert_allclose(back(xpnn.softmax(on_host(x.astype(np.float32)))), expected, rtol=1e-5)
+    np.testing.assert_allclose(back(xpnn.softmax(on_host(x[0]))), expected[0], rtol=1e-14)
+    assert xpnn.softmax(on_host(x[:0])).shape == (0, 6)
+    with pytest.raises(ValueError, match="shape"):
+        xpnn.softmax(on_host(x), out=on_host(x[:2]))
+    with pytest.raises(TypeError, match="out"):
+        xpnn.softmax(on_host(x), out=np.empty((4, 6)))
+    y, pullback = xpnn.tanh.vjp(on_host(x))
+    for _ in range(2):
+        np.testing.assert_allclose(back(pullback(on_host(x))), x * (1 - np.tanh(x) ** 2), rtol=1e-12)
+    assert y.shape == (4, 6)
+
+
 def test_products(machine: host.Host) -> None:
     rng = np.random.default_rng(6)
     for dtype in ("float32", "float16"):
