@@ -72,8 +72,8 @@ def _several() -> int:
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
-SECTIONS = (
-    Section("environment", "environment", 15, gpu=False),
+SECTIONS = (  # what one leaves of its share is for those after it
+    Section("environment", "environment", 45, gpu=False),
     Section("regimes", "xpnn.benchmarks.gpu_sections:regimes", 60, _several()),
     Section("parity", "xpnn.benchmarks.gpu_sections:parity", 70, _several()),
     Section("launches", "xpnn.benchmarks.gpu_launches:launches", 45),
@@ -170,7 +170,7 @@ def line(row: Row) -> str:
     """A row as people read it."""
     verdict = row.get("verdict", "")
     text = "; ".join(str(row[n]) for n in ("shown", "why") if row.get(n))
-    return f"  {'' if verdict == 'ok' else str(verdict).upper():>11}  {row.get('check', '')}{': ' if text else ''}{text}"
+    return f"  {'' if verdict == 'ok' else str(verdict).upper():>11}  {row.get('check', ''):<48} {text}".rstrip()
 
 
 # --- the environment ----------------------------------------------------------------------------------------------------
@@ -179,21 +179,20 @@ def line(row: Row) -> str:
 def environment() -> Iterator[Row]:
     """Device, driver, versions, commit; and what is missing."""
     versions: dict[str, str] = {"python": sys.version.split()[0]}
-    with contextlib.suppress(ImportError):
-        importable()
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     found: Row = {"versions": versions, "commit": None, "gpu": None, "driver": None, "cores": os.cpu_count()}
     rows: list[Row] = []
     try:
+        importable()
         xpnn = importlib.import_module("xpnn")
         found["commit"] = importlib.import_module("xpnn.benchmarks.machine").commit()
         found["cpu"] = importlib.import_module("xpnn.benchmarks.machine").cpu()
         versions["xpnn"] = xpnn.__version__
-        rows.append({"check": "xpnn", "verdict": "ok", "shown": f"{xpnn.__version__} from {Path(xpnn.__file__).parent}"})
+        rows.append({"check": "xpnn", "verdict": "ok", "shown": f"{xpnn.__version__} from {Path(str(xpnn.__file__)).parent}"})
     except Exception as error:
         rows.append({"check": "xpnn", "verdict": "failed", "why": f"cannot be imported: {error}"})
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.setdefault(name, importlib.metadata.version(name))
     for name, why in NEEDED.items():
         if name not in versions:
             rows.append({"check": name, "verdict": "failed", "why": f"not installed: {why}"})
@@ -218,8 +217,11 @@ def _gpu(found: Row) -> str:
     except Exception as error:
         return f"CuPy cannot be imported: {error}"
     found["versions"]["cupy"] = cupy.__version__
-    if not cupy.cuda.is_available():
-        return "CuPy finds no GPU"
+    try:
+        if not cupy.cuda.is_available():
+            return "CuPy finds no GPU"
+    except Exception as error:
+        return f"CuPy fails: {error}"
     runtime = cupy.cuda.runtime
     p = runtime.getDeviceProperties(runtime.getDevice())
     names = ("major", "minor", "multiProcessorCount", "totalGlobalMem", "l2CacheSize", "sharedMemPerBlockOptin", "clockRate",
@@ -284,25 +286,33 @@ class Runner:
         files = [self.folder / f"{s.name}.{k}" for k in range(s.parts)]
         running = [self.begin(s, limit, k, file) for k, file in enumerate(files)]
         entry |= {"state": "running", "limit": limit}
-        saved, cut = began, False
+        cut = None
         try:
-            while any(p.poll() is None for p in running) and not cut:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    next(p for p in running if p.returncode is None).wait(POLL)
-                cut = self.clock() > began + limit
-                if self.clock() > saved + SAVE:
-                    saved = self.clock()
-                    entry["rows"] = self.rows(files)[0]
-                    self.save()
+            cut = self.watch(running, files, entry, began + limit)
         finally:
             for p in running:
                 stop(p)
             entry["rows"], ends = self.rows(files)
-            entry["seconds"] = round(self.clock() - began, 1)
             entry |= self.verdict(entry["rows"], ends, [p.returncode for p in running], cut)
+            entry["seconds"] = round(self.clock() - began, 1)
         if s.name == "environment":
             self.know(entry["rows"])
         print(f"{s.name}: {entry['state'].upper()}, {entry['seconds']} s{': ' + entry['why'] if entry.get('why') else ''}")
+
+    def watch(self, running: Sequence[subprocess.Popen[bytes]], files: Sequence[Path], entry: Row, end: float) -> bool:
+        """Wait for a section's processes, keeping the file up to date; whether time was over before."""
+        saved = self.clock()
+        while any(p.poll() is None for p in running):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                next(p for p in running if p.returncode is None).wait(POLL)
+            now = self.clock()
+            if now > end:
+                return True
+            if now > saved + SAVE:
+                saved = now
+                entry["rows"], _ = self.rows(files)
+                self.save()
+        return False
 
     def begin(self, s: Section, limit: float, part: int, file: Path) -> subprocess.Popen[bytes]:
         """One process of a section."""
@@ -330,10 +340,12 @@ class Runner:
         return rows, ends
 
     @staticmethod
-    def verdict(rows: list[Row], ends: Sequence[str | None], statuses: Sequence[int | None], cut: bool) -> Row:
-        """How a section went."""
+    def verdict(rows: list[Row], ends: Sequence[str | None], statuses: Sequence[int | None], cut: bool | None) -> Row:
+        """How a section went. `cut`: whether at its limit; None where the whole run was interrupted."""
         failed = [r["check"] for r in rows if r.get("verdict") == "failed"]
         broken = [end or f"it ended with status {status}" for end, status in zip(ends, statuses, strict=True) if end != "whole"]
+        if cut is None:
+            return {"state": "cut off", "why": "the run was interrupted", "failed": failed}
         if cut:
             return {"state": "cut off", "why": f"at its limit, after {len(rows)} rows", "failed": failed}
         if broken:
@@ -447,7 +459,7 @@ def goals(found: Mapping[str, Row]) -> list[Row]:
     ]
     for shown, peer in PEERS.items():
         cases = []
-        for r in raced:
+        for r in (r for r in raced if peer not in r.get("not_offered", {})):
             ratio = min((v for n, v in r.get("ratios", {}).items() if n == peer or n.startswith(f"{peer},")), default=None)
             why = r.get("not_measured", {}).get(peer) or r.get("why") or "it was not reached"
             cases.append((r["check"], ratio, why, ratio is not None and ratio < 1, f"{ratio:.2f} of our time" if ratio else ""))

@@ -63,8 +63,8 @@ def attempt(check: str, function: Callable[[], Row | None]) -> Row:
     row: Row = {"check": check, "verdict": "ok"}
     try:
         return row | (function() or {})
-    except Skip as why:
-        return row | {"verdict": "skipped", "why": str(why)}
+    except Skip as reason:
+        return row | {"verdict": "skipped", "why": str(reason)}
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return row | {"verdict": "skipped", "why": f"not enough memory: {error}"}
@@ -136,7 +136,7 @@ def _watched(inner: Any, device: regime.Device) -> Watched:
 @contextlib.contextmanager
 def watching(**changes: int) -> Iterator[Watched]:
     """Note the regimes that are launched within a `with` block, on the device as it is or as if it were another."""
-    before = machine.current
+    before: Any = machine.current
     seen = _watched(before, dataclasses.replace(before.device(), **changes))
     seen.launched.clear()
     machine.current = seen
@@ -267,7 +267,7 @@ def row_check(at: testing.Place, op: Op, dtype: str, columns: int, rows: int = 2
         place = sliced(at, np.zeros_like(result[:DISTINCT]))
         op({n: sliced(at, a) for n, a in six.items()}, out=place)
         require(same_bits(result[:DISTINCT], at.back(place)), "other bits from and into slices of columns")
-        if result.shape == six[source].shape and result.dtype == six[source].dtype:
+        if result[:DISTINCT].shape == six[source].shape and result.dtype == six[source].dtype:
             own = at.there(six[source])
             returned = op({source: own, **{n: at.there(six[n]) for n in rest}}, out=own)
             require(returned is own, "in place, another array is returned")
@@ -284,7 +284,7 @@ def borders(op: Op, dtype: str, device: regime.Device) -> list[int]:
         face = dataclasses.replace(device, **changes)
 
         def kind(columns: int, face: regime.Device = face) -> tuple[str, int]:
-            r = regime.choose(2 * DISTINCT, columns, itemsize=size, inputs=op.inputs, live=op.inputs, device=face)
+            r = regime.choose(2 * DISTINCT, columns, size, op.inputs, op.inputs, columns * size % 16 != 0, face)
             return r.name, r.chunks
 
         low = 80  # below it everything is thread or warp, by divisibility

@@ -83,18 +83,18 @@ def _host_seconds(call: Call) -> float:
     return taken
 
 
-def result_row(samples: dict[str, list[float]], size: int, limit: Sequence[str] = COPIES) -> Row:
-    """What a race comes to: medians, quartiles, GB/s, percent of the ceiling, how long others take in our time.
+def result_row(samples: dict[str, list[float]], size: int, limit: Sequence[str] = COPIES, what: str = "a copy") -> Row:
+    """What a race comes to: medians, quartiles, GB/s, percent of the ceiling, others' times over ours.
 
-    >>> row = result_row({"xpnn": [2.0] * 3, "copy, kernel": [1.0] * 3, "torch": [3.0] * 3}, 10**9, ["copy, kernel"])
+    >>> row = result_row({"xpnn": [2e-3] * 3, "copy, kernel": [1e-3] * 3, "torch": [3e-3] * 3}, 10**9, ["copy, kernel"])
     >>> row["shown"]
-    '2000000.0 µs, 0 GB/s, 50.0 %, × torch 1.50'
+    '2000.0 µs, 500 GB/s, 50.0 % of a copy, × torch 1.50'
     """
     seconds = {n: statistics.median(s) for n, s in samples.items()}
     ours = seconds[OURS]
     percent = 100 * min(seconds[n] for n in limit) / ours
     ratios = {n: s / ours for n, s in seconds.items() if n != OURS and n not in limit and n not in COPIES}
-    shown = [f"{1e6 * ours:.1f} µs", f"{size / ours / 1e9:.0f} GB/s", f"{percent:.1f} %"]
+    shown = [f"{1e6 * ours:.1f} µs", f"{size / ours / 1e9:.0f} GB/s", f"{percent:.1f} % of {what}"]
     return {
         "seconds": seconds,
         "quartiles": {n: statistics.quantiles(s, n=4, method="inclusive")[::2] for n, s in samples.items()},
@@ -314,6 +314,11 @@ def peers(run: Run) -> Iterator[Row]:
 
 def _all(run: Run, todo: Sequence[Case], makers: dict[str, Maker]) -> Iterator[Row]:
     """Measure cases until the time is over; how long each may take follows from what is left."""
+    yield {
+        "check": "method",
+        "verdict": "ok",
+        "shown": f"single calls between events, {4 * tools().cache >> 20} MiB written before",
+    }
     modules = {"torch": "torch", "torch.compile": "triton", "liger": "liger_kernel", "quack": "quack", "quack, fused": "quack"}
     absent = {n: f"{m} is not installed" for n, m in modules.items() if n in makers and not importlib.util.find_spec(m)}
     for name, why in absent.items():
@@ -378,7 +383,7 @@ def joined(data: Data, makers: dict[str, Maker]) -> tuple[dict[str, Call], Row]:
     """The contenders that can, and give our results; why others do not race."""
     racing: dict[str, Call] = {}
     notes: dict[str, str] = {}
-    found: Row = {"not_measured": notes, "first_call_seconds": {}}
+    found: Row = {"tolerance": TOLERANCE[data.case.dtype], "not_measured": notes, "not_offered": {}, "first_call_seconds": {}}
     for name, maker in makers.items():
         start = time.perf_counter()
         try:
@@ -392,6 +397,9 @@ def joined(data: Data, makers: dict[str, Maker]) -> tuple[dict[str, Call], Row]:
             notes[name] = f"another result: {error}"
             if name == "cupy":
                 found["differs"] = f"the formula composed on CuPy: {error}"
+            continue
+        except Skip as why:
+            found["not_offered"][name] = str(why)
             continue
         except Exception as error:
             notes[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -411,7 +419,7 @@ def layer(case: Case, makers: dict[str, Maker], seconds: float) -> Row:
     bias = t.noise(t.cupy.empty(units, dtype), seed=3)
     out, product = t.cupy.empty((rows, units), dtype), t.cupy.empty((rows, units), dtype)
     ours = functools.partial(xpnn.linear, x, weight, bias, activation=xpnn.relu, out=out)
-    data = Data(case, x, truth=(ours().copy(),))
+    data = Data(case, x, truth=(ours(),))
 
     def by_cupy(_: Data) -> Call:
         return lambda: t.cupy.maximum(t.cupy.matmul(x, weight.T) + bias, 0)
@@ -421,19 +429,17 @@ def layer(case: Case, makers: dict[str, Maker], seconds: float) -> Row:
         given = [as_torch(a) for a in (x, weight, bias)]
         return lambda: torch.relu_(torch.nn.functional.linear(*given))
 
-    own_makers = {n: {"cupy": by_cupy, "torch": by_torch}[n] for n in makers}
-    racing, found = joined(data, own_makers)
+    known: dict[str, Maker] = {"cupy": by_cupy, "torch": by_torch}
+    racing, found = joined(data, {n: known[n] for n in makers})
     size = 2 * rows * units * dtype.itemsize
     bare = {"product": functools.partial(t.cupy.matmul, x, weight.T, out=product)}
     samples = race({OURS: ours} | bare | copies(size) | racing, seconds)
-    row = result_row(samples, case.bytes, ["product"])
+    row = result_row(samples, case.bytes, ["product"], "the product")
     times = row["seconds"]
     row["percent_of_product"] = row.pop("percent_of_copy")
     epilogue = times[OURS] - times["product"]
     row["epilogue_percent_of_copy"] = 100 * min(times[n] for n in COPIES) / max(epilogue, 1e-9)
-    shown = (
-        f"{row['shown']}; of the product; epilogue {1e6 * epilogue:.1f} µs, {row['epilogue_percent_of_copy']:.0f} % of a copy"
-    )
+    shown = f"{row['shown']}; epilogue {1e6 * epilogue:.1f} µs, {row['epilogue_percent_of_copy']:.0f} % of a copy"
     return found | row | {"epilogue_seconds": epilogue, "shown": shown}
 
 

@@ -53,7 +53,7 @@ extern "C" __global__ void differ_NAME(const TYPE* a, const TYPE* b, double* par
   parts[4 * t] = apart, parts[4 * t + 1] = total, parts[4 * t + 2] = worst, parts[4 * t + 3] = most;
 }
 """
-_WAIT = r"""
+WAIT = r"""
 extern "C" __global__ void wait(long long nanoseconds) {
   unsigned long long start, now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
@@ -75,7 +75,7 @@ class Tools:
     def __init__(self) -> None:
         self.cupy: Any = importlib.import_module("cupy")
         self._module = self.cupy.RawModule(code=source())
-        self._wait = self.cupy.RawModule(code=_WAIT).get_function("wait")
+        self._wait = self.cupy.RawModule(code=WAIT).get_function("wait")
         self._copy = self._module.get_function("copy")
         runtime = self.cupy.cuda.runtime
         self.cache = max(1 << 20, runtime.getDeviceProperties(runtime.getDevice())["l2CacheSize"])

@@ -40,7 +40,7 @@ DEVICES = st.sampled_from([H100, A100, T4, Device(89, 128, 101376), Device(100, 
     ],
 )
 def test_choice(rows: int, columns: int, itemsize: int, live: int, device: Device, name: str) -> None:
-    assert choose(rows, columns, itemsize, max(live, 1), live, device).name == name
+    assert choose(rows, columns, itemsize, max(live, 1), live, False, device).name == name
 
 
 def test_every_regime_is_described() -> None:
@@ -53,11 +53,14 @@ def test_every_regime_is_described() -> None:
     itemsize=st.sampled_from([2, 4, 8]),
     inputs=st.integers(0, 6),
     live=st.integers(0, 6),
+    staged=st.booleans(),
     device=DEVICES,
 )
-def test_what_every_choice_keeps(rows: int, columns: int, itemsize: int, inputs: int, live: int, device: Device) -> None:
+def test_what_every_choice_keeps(
+    rows: int, columns: int, itemsize: int, inputs: int, live: int, staged: bool, device: Device
+) -> None:
     """The tree is the row's own; blocks are within the hardware's limits; what is held fits."""
-    r = choose(rows, columns, itemsize, inputs, live, device)
+    r = choose(rows, columns, itemsize, inputs, live, staged, device)
     t = tree(columns, itemsize)
     assert r.tree == t
     assert t.lanes in (1, 2, 4, 8, 16, 32)
@@ -72,7 +75,7 @@ def test_what_every_choice_keeps(rows: int, columns: int, itemsize: int, inputs:
     assert r.cluster in (1, 2, 4, 8)
     assert r.cluster == 1 or device.clusters
     if r.name == "shared":
-        assert shared_bytes(columns, itemsize, inputs, chunks, r.warps) <= device.shared
+        assert shared_bytes(columns, itemsize, inputs, chunks, r.warps if staged else 0) <= device.shared
     assert r.threads * r.resident <= device.threads or r.resident == 1
 
 
@@ -80,7 +83,7 @@ def test_what_every_choice_keeps(rows: int, columns: int, itemsize: int, inputs:
 def test_room_for_registers_grows_until_one_block_is_left(rows: int, columns: int, itemsize: int, device: Device) -> None:
     from dataclasses import replace
 
-    r = choose(rows, columns, itemsize, 1, 1, device)
+    r = choose(rows, columns, itemsize, 1, 1, False, device)
     steps = 0
     while (fewer := roomier(r)) is not None:
         assert fewer < r.resident

@@ -122,10 +122,40 @@ def test_a_section_that_does_not_end(tmp_path, own, capfd):
     assert "CUT OFF: endless at its limit, after 1 rows" in capfd.readouterr().out
 
 
+def test_an_interrupted_run(tmp_path, own):
+    """What was found until then is in the file, and no process is left."""
+    runners: list[Runner] = []
+
+    def clock():
+        file = runners[0].folder / "endless.0" if runners else tmp_path
+        if file.is_file() and file.stat().st_size and runners[0].found["endless"]["state"] == "running":
+            raise KeyboardInterrupt
+        return 0.0
+
+    runners.append(Runner(tmp_path / "out.json", budget=450, clock=clock))
+    with pytest.raises(KeyboardInterrupt):
+        runners[0]([own("endless"), own("fine")])
+    found = json.loads((tmp_path / "out.json").read_text("utf-8"))["sections"]
+    assert found["endless"]["why"] == "the run was interrupted"
+    assert [row["check"] for row in found["endless"]["rows"]] == ["before"]
+    assert found["fine"]["state"] == "not reached"
+
+
 def test_parts(tmp_path, own):
     status, found = run(tmp_path, [own("fine", parts=3)])
     assert status == 0
     assert sorted(row["part"] for row in found["sections"]["fine"]["rows"]) == [0, 1, 2]
+
+
+def test_wheels_beside_the_script(tmp_path, monkeypatch):
+    """Pure-Python ones can be imported; others cannot from where they are."""
+    (tmp_path / "wheels").mkdir()
+    for name in ("some-1.0-py3-none-any.whl", "other-1.0-cp312-cp312-linux_x86_64.whl"):
+        (tmp_path / "wheels" / name).touch()
+    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "elsewhere"])
+    gpu_check.importable()
+    assert sys.path == ["elsewhere", str(tmp_path / "wheels" / "some-1.0-py3-none-any.whl")]
 
 
 def test_command_line(capsys):

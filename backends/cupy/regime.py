@@ -102,7 +102,7 @@ class Regime:
         return self.warps * 32 // self.tree.lanes
 
 
-def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, device: Device) -> Regime:
+def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, staged: bool, device: Device) -> Regime:
     """The regime for a grid of rows and columns.
 
     Parameters
@@ -113,6 +113,8 @@ def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, devic
         Arrays that are read along the columns.
     live
         Values of each element that must be held from one phase to the next; 0 where there is one phase only.
+    staged
+        Whether rows may start anywhere, which takes shared memory.
     """
     t = tree(columns, itemsize)
     count = _ceil(columns, t.chunk)
@@ -142,7 +144,7 @@ def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, devic
     if device.clusters and live == 1 and values == 1 and together <= 16:
         return Regime("cluster", t, most, chunks=2, cluster=8)
     warps = MOST_WARPS if values <= 2 and itemsize < 8 else MOST_WARPS // 2
-    if shared_bytes(columns, itemsize, inputs, count, warps) <= device.shared:
+    if shared_bytes(columns, itemsize, inputs, count, warps if staged else 0) <= device.shared:
         return Regime("shared", t, warps, chunks=0)
     return Regime("passes", t, warps, chunks=0, resident=resident(warps))
 
@@ -157,9 +159,9 @@ def roomier(regime: Regime) -> int | None:
     return fewer[0] if fewer else None
 
 
-def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, warps: int) -> int:
-    """An upper bound on what the regime "shared" asks for: the rows, room to align them, and the chunks' sums."""
-    return inputs * (columns * itemsize + 2 * PACK) + 4 * 8 * chunks + warps * (32 * 8 * PACK + PACK) * max(1, 4 // itemsize)
+def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, staging: int) -> int:
+    """An upper bound on what the regime "shared" asks for: the rows, the chunks' sums, and what some warps stage rows in."""
+    return inputs * (columns * itemsize + 2 * PACK) + 4 * 8 * chunks + staging * (32 * 8 * PACK + PACK) * max(1, 4 // itemsize)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -264,7 +264,7 @@ def row_launches(
     phases = Phases(p.roots)
     plan = held(p, phases)
     itemsize = context.itemsize
-    regime = choose(sizes.rows, sizes.columns, itemsize, plan.inputs, plan.live, device)
+    regime = choose(sizes.rows, sizes.columns, itemsize, plan.inputs, plan.live, staged, device)
     if not phases.reductions and all(n.shape[1] == 1 for n in p.stores.values()):  # nothing runs along the columns
         regime = Regime("thread", Tree(1, 1, 16 // itemsize), 4)
     if regime.name != "split":
