@@ -47,12 +47,14 @@ class Pass:
     def unsafe(self) -> set[tuple[str, str]]:
         """Pairs (output, input) that must not share memory: threads would write what others still read."""
         phases = Phases(self.roots)
+        uses = phases.uses()
         pairs = {(o, i) for o in (*self.sums, *self.scalars) for i in self.inputs}
         for o, store in self.stores.items():
             for i, node in self.inputs.items():
                 late = [g for g in phases.nodes if g.op == "gather" and phases.level[g] >= phases.level[store]]
                 read = {n.value for n in walk([g.args[0] for g in late]) if n.op == "input"}
-                if node.shape != store.shape or i in read:
+                again = max(uses.get(node, {0})) > phases.level[store]  # read in a later phase
+                if node.shape != store.shape or i in read or again:
                     pairs.add((o, i))
         return pairs
 

@@ -49,9 +49,9 @@ class RowKernel(RowPlace):
             here = self.only in (None, phase)
             made = [n for n in self.phases.reductions if self.phases.level[n] == phase + 1]
             if here:
-                for n in self.phases.nodes:
-                    if n.op == "gather" and self.phases.level[n] == phase:  # before anything is written
-                        self._row(n, scope, lines)
+                for node in self.phases.nodes:
+                    if node.op == "gather" and self.phases.level[node] == phase:  # before anything is written
+                        self._row(node, scope, lines)
                 stores = [n for n in self.pass_.stores if self.phase_of(n) == phase]
                 wide = [n for n in stores if self.pass_.stores[n].shape[1] != 1]
                 if made or wide:
