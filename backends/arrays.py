@@ -16,6 +16,7 @@ from xpnn.backends.program import DType, Shape
 from xpnn.backends.task import HALF
 
 IMMUTABLE = {"jax", "dask"}
+FAST: set[type] = {np.ndarray}  # array types that have a short way; CuPy's joins when its backend is first used
 WRITABLE = {"numpy", "cupy"}  # whose memory we write results to ourselves
 
 

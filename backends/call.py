@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 
 from xpnn.backends.arrays import (
+    FAST,
     IMMUTABLE,
     WRITABLE,
     Frame,
@@ -27,7 +28,7 @@ from xpnn.backends.arrays import (
     wrong,
 )
 from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
-from xpnn.backends.fast import FAST, remember
+from xpnn.backends.fast import remember
 from xpnn.backends.kinds import Full, Index, Kind, Row, Scalar
 from xpnn.backends.prepare import (
     Given,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.backends import choice
+from xpnn.backends.arrays import FAST
 from xpnn.backends.kinds import Full, Index, Row
 from xpnn.backends.program import Shape
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from xpnn.backends.call import Call
 
 
-FAST: set[type] = {np.ndarray}  # CuPy's joins when its backend is first used
 _EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}
 
 

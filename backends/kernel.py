@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 from xpnn.backends import call, choice, declare, prepare
+from xpnn.backends.arrays import FAST
 from xpnn.backends.declare import Check, Declaration, Formula
-from xpnn.backends.fast import FAST
 
 registry: dict[str, Kernel] = {}
 _OUT = {"out"}

@@ -9,7 +9,7 @@ import pytest
 from oracles import ORACLES
 
 import xpnn
-from xpnn.backends.cupy import machine
+from xpnn.backends.cupy import host
 from xpnn.backends.kernel import Kernel
 from xpnn.testing import Variant, parity_rows, sample, variants
 
@@ -35,7 +35,7 @@ def test_parity(kernel: Kernel, dtype: str) -> None:
 @pytest.mark.parametrize("kernel", dict.fromkeys(KERNELS), ids=lambda k: k.__name__)
 def test_parity_of_cuda_kernels(kernel: Kernel, dtype: str, record_property: Callable[[str, object], None]) -> None:
     """The same for CUDA kernels, on a GPU or on the CPU in its place."""
-    if (state := machine.state()) not in ("GPU", "host"):
+    if (state := host.state()) not in ("GPU", "host"):
         pytest.skip(state)
     rows = list(parity_rows([kernel], ["cupy"], [dtype]))
     assert len(rows) >= 3

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from xpnn.backends.arrays import FAST
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.emit import Emitted, emit, settle
 from xpnn.backends.cupy.kernel import Launch
 from xpnn.backends.cupy.machine import Function
 from xpnn.backends.cupy.passes import plan
 from xpnn.backends.cupy.regime import Device
-from xpnn.backends.fast import FAST
 from xpnn.backends.program import Program
 
 ALIGNED = 256  # bytes: where scratch arrays start

@@ -116,19 +116,6 @@ def present() -> bool:
     return bool(cupy.cuda.is_available())
 
 
-def state() -> str:
-    """ "GPU", "host" where kernels can be checked on the CPU, or why neither."""
-    try:
-        import cupy
-    except ImportError:
-        return "CuPy is not installed (pip install xpnn[cuda13] or xpnn[cuda12])"
-    if cupy.cuda.is_available():
-        return "GPU"
-    from xpnn.backends.cupy import host
-
-    return "host" if host.compiler() else "there is no GPU, and no C++ compiler to check kernels on the CPU"
-
-
 def assumed() -> Device:
     """The current GPU; where there is none, an H100."""
     return Gpu().device() if present() else Device()

@@ -300,9 +300,9 @@ def _available(name: str) -> str:
         return f"not available: {error}"
     if name != "cupy":
         return "available"
-    from xpnn.backends.cupy import machine
+    from xpnn.backends.cupy import host
 
-    state = machine.state()
+    state = host.state()
     if state == "host":
         return "available for checks: there is no GPU, the CPU runs the kernels in its place"
     return "available" if state == "GPU" else f"not available: {state}"

@@ -47,6 +47,17 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++")
 
 
+def state() -> str:
+    """ "GPU", "host" where kernels can be checked on the CPU, or why neither."""
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed (pip install xpnn[cuda13] or xpnn[cuda12])"
+    if cupy.cuda.is_available():
+        return "GPU"
+    return "host" if compiler() else "there is no GPU, and no C++ compiler to check kernels on the CPU"
+
+
 def build(text: str, flags: Iterable[str], suffix: str = ".so") -> Path:
     """A shared library, from the cache folder or compiled now."""
     cxx = compiler()
