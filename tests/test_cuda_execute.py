@@ -363,6 +363,26 @@ def test_users_kernels(machine: host.Host) -> None:
             np.testing.assert_allclose(back(a), b, rtol=1e-11, atol=1e-13)
 
 
+def test_numbers_of_numbers(machine: host.Host) -> None:
+    """Options and totals deep inside values of rows, columns and the whole; more rows than one block adds up."""
+
+    @xpnn.kernel(outputs=("row", "column", "total", "share"))
+    def nested(xp: Any, x: Any, r: xpnn.Row, *, a: float = 0.5, b: float = 2.0) -> Any:
+        count = xp.sum(xp.astype(r > 0, x.dtype), axis=None)
+        row = r * (1 + (r - (a / (b + r * (a + b)))) / count)
+        column = xp.sum(x * (r + a / (b + count)) / (a + b), axis=0, keepdims=True)
+        total = xp.sum(row * (x / count), axis=None)
+        return row, column, total, a / (b + count)
+
+    rng = np.random.default_rng(13)
+    for rows in (5, 20_000):
+        x, r = rng.standard_normal((rows, 3)), rng.uniform(0.5, 1.5, rows)
+        with choice.use_backend("numpy"):
+            expected = nested(x, r, a=0.25)
+        for found, want in zip(nested(on_host(x), on_host(r), a=0.25), expected, strict=True):
+            np.testing.assert_allclose(back(found), want, rtol=1e-11)
+
+
 def test_many_rows(machine: host.Host) -> None:
     """Totals over more rows than one block adds up; sums of columns over many rows."""
     rng = np.random.default_rng(9)

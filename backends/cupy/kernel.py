@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xpnn.backends.cupy.expression import TYPES, Context, Writer
 from xpnn.backends.cupy.passes import Pass
 from xpnn.backends.cupy.regime import WHAT, Regime
-from xpnn.backends.program import ROW_REDUCTIONS, Node
+from xpnn.backends.program import ROW_REDUCTIONS, Node, within_pass
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,15 @@ class Writing(Writer):
         lines.append(f"const {TYPES[node.dtype]} {name} = {text};")
         self.scalars[node] = name
         return name
+
+    def numbers_first(self, lines: list[str]) -> None:
+        """The numbers that values of rows and columns are made of, ahead of all loops and while registers are free."""
+        nodes = [n for root in self.pass_.roots for n in within_pass(root)]
+        used = {a for n in nodes if n.shape != (1, 1) for a in n.args} | set(self.pass_.stores.values())
+        used |= {a for s in self.pass_.sums.values() for a in s.args}
+        for n in nodes:
+            if n.shape == (1, 1) and n in used:
+                self.number(n, lines)
 
     def row_value(self, node: Node, scope: dict[Node, str], lines: list[str], gather: Callable[..., str]) -> str:
         """A value of the row that `row` names; `gather` writes what takes a column's."""

@@ -41,10 +41,7 @@ class RowKernel(RowPlace):
     def _phases(self) -> list[str]:
         scope: dict[Node, str] = {}
         lines: list[str] = []
-        used = {a for n in self.phases.nodes if n.shape != (1, 1) for a in n.args}
-        for n in self.phases.nodes:  # early, while registers are free
-            if n.shape == (1, 1) and n in used:
-                self.number(n, lines)
+        self.numbers_first(lines)
         for phase in range((self.phases.last if self.only is None else self.only) + 1):
             here = self.only in (None, phase)
             made = [n for n in self.phases.reductions if self.phases.level[n] == phase + 1]

@@ -30,12 +30,13 @@ class ValuesKernel(Writing):
         lines: list[str] = []
         scope: dict[Node, str] = {}
         inner: list[str] = []
+        self.numbers_first(lines)
         for n, node in p.stores.items():
-            own, value = self.context.name(n), self._value(node, scope, inner, lines)
+            own, value = self.context.name(n), self.row_value(node, scope, inner, _no_gather)
             inner.append(f"from_real({own}[row * {own}_rows], {as_float(node, value)});")
         for n, s in p.sums.items():
             lines.append(f"double {n}_sum = 0;")
-            inner.append(f"{n}_sum += {as_float(s.args[0], self._value(s.args[0], scope, inner, lines))};")
+            inner.append(f"{n}_sum += {as_float(s.args[0], self.row_value(s.args[0], scope, inner, _no_gather))};")
         if p.sums or p.stores:
             lines += [
                 f"constexpr long long EACH = {THREADS * EACH};",
@@ -59,13 +60,13 @@ class ValuesKernel(Writing):
         sizes = {q.name: 8 * blocks for q in parts}
         first = [*lines, *(f"if (threadIdx.x == 0) {n}_parts[blockIdx.x] = {n}_sum;" for n in p.sums)]
         result = [self.launch([*parameters, *parts, rows], first, VALUES, (blocks, 1), shared=shared, scratch=sizes)]
-        if not p.sums:
+        if not p.sums and not p.scalars:
             return result
         return [*result, ValuesKernel(self.context, p, f"{self.name}_end", self.sizes).add(parts, blocks)]
 
     def add(self, parts: list[Parameter], blocks: int) -> Launch:
         """The second step: add up what the blocks left."""
-        lines = [MEMORY]
+        lines = [MEMORY] if parts else []
         for n in self.pass_.sums:
             lines += [
                 f"double {n}_sum = 0;",
@@ -87,12 +88,6 @@ class ValuesKernel(Writing):
         return self.launch(
             parameters, lines, VALUES, (1, 1), shared=THREADS // 32 * 8, more={"blocks": blocks}, moves=moves, title=SECOND
         )
-
-    def _value(self, node: Node, scope: dict[Node, str], inner: list[str], outer: list[str]) -> str:
-        for n in (node, *node.args):
-            if n.shape == (1, 1):
-                self.number(n, outer)
-        return self.row_value(node, scope, inner, _no_gather)
 
     def _total(self, name: str) -> Parameter:
         return Parameter("array", name, f"real* {name}", "Q")
@@ -147,9 +142,6 @@ class ColumnKernel(Writing):
             if node.shape == (1, 1):
                 return self.number(node, lines)
             if node.shape[1] == 1:
-                for a in node.args:
-                    if a.shape == (1, 1):
-                        self.number(a, lines)
                 return self.row_value(node, scope, row_lines, _no_gather)
             if node in element_scope:
                 return element_scope[node]
@@ -171,6 +163,7 @@ class ColumnKernel(Writing):
             return name
 
         sums = list(p.sums.items())
+        self.numbers_first(lines)
         for k, (_, s) in enumerate(sums):
             inner.append(f"sum_{k}[i] += {as_float(s.args[0], element(s.args[0]))};")
         for name, node in p.stores.items():
