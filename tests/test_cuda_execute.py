@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from oracles import ORACLES
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -141,6 +143,36 @@ def test_a_row_gives_the_same_bits_wherever_it_lies(dtype: str, columns: int) ->
     first = found[0].view(f"u{found[0].itemsize}")
     for other in found[1:]:
         np.testing.assert_array_equal(other.view(first.dtype), first)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 3000),
+    offset=st.integers(0, 7),
+    gap=st.integers(0, 9),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    processors=st.sampled_from([1, 132]),
+    seed=st.integers(0, 3),
+)
+def test_any_view(rows: int, columns: int, offset: int, gap: int, dtype: str, processors: int, seed: int) -> None:
+    """softmax and its gradient of a view that starts anywhere, with any gap between its rows."""
+    rng = np.random.default_rng(seed)
+    x, dy = (rng.standard_normal((rows, columns)).astype(_dtype(dtype)) for _ in range(2))
+    with choice.use_backend("numpy"):
+        wide = [a.astype(np.float64) for a in (x, dy)]
+        y = xpnn.softmax(wide[0])
+        expected = xpnn.softmax.backward(wide[1], y=y)
+    with host.running(host.Host(Device(processors=processors), seed=seed)):
+        views = [cupy.empty((rows, columns + gap + offset), _dtype(dtype))[:, offset : offset + columns] for _ in range(2)]
+        for view, values in zip(views, (x, dy), strict=True):
+            host.as_numpy(view)[...] = values
+        found, pullback = xpnn.softmax.vjp(views[0])
+        gradient = pullback(views[1])
+    tolerance = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1e-6, "float64": 1e-14}[dtype]
+    np.testing.assert_allclose(back(found).astype(np.float64), y, rtol=tolerance, atol=1e-7)
+    scale = np.abs(expected).max() + 1e-30
+    np.testing.assert_allclose(back(gradient).astype(np.float64) / scale, expected / scale, atol=8 * tolerance)
 
 
 @pytest.mark.parametrize("columns", [10, 1000, 4100])
