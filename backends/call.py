@@ -187,6 +187,8 @@ class Call:
                                 "memory of its own, or exactly one input's",
                             )
                         )
+                if 0 in [s for s, n in zip(o.strides, o.shape, strict=True) if n > 1]:
+                    raise ValueError(wrong(self.what, label, "an array whose elements share memory", "one element each"))
                 taken.append((label, o))
 
     def _worded(self, error: OutOfRange) -> IndexError:

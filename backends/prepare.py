@@ -242,7 +242,7 @@ def cuda(
     """The steps of a direction on CuPy arrays of a shape: emitted kernels, and products in words."""
     from xpnn.backends.cupy import machine
 
-    if min(shape) < 1:
+    if len(tuple(shape)) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(wrong(f"{kernel.__name__}.source", "shape", shape, "a number of rows and of columns, at least 1"))
     job = example_task(kernel, dtype, direction, options, "cupy").job
     program = job.program()

@@ -7,6 +7,7 @@ column's (1, "C") and a number (1, 1). Nodes are shared (common subexpressions a
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -123,7 +124,8 @@ def steps(program: Program) -> list[Step]:
     names |= {node: name for name, node in program.inputs.items()}
     for product in products:
         for node in (*map(_untransposed, product.args), product):
-            names.setdefault(node, f"t{sum(name.startswith('t') and name[1:].isdigit() for name in names.values())}")
+            if node not in names:
+                names[node] = next(t for k in itertools.count() if (t := f"t{k}") not in {*names.values(), *program.options})
     operands = {_untransposed(a) for p in products for a in p.args}
 
     result: list[Step] = []

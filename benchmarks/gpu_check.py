@@ -366,6 +366,8 @@ class Runner:
             name = ((self.machine.get("gpu") or {}).get("name")) or "no-gpu"
             slug = re.sub(r"[^a-z0-9]+", "-", f"{self.date:%Y-%m-%d}-{name}".lower()).strip("-")
             folder = HERE / "results" if (HERE / "results").is_dir() else Path()
+            if name == "no-gpu":  # nothing that is worth keeping
+                folder = Path(tempfile.gettempdir())
             names = (folder / f"{slug}{end}.json" for end in ("", *(f"-{k}" for k in range(2, 1000))))
             self.out = next(p for p in names if not p.exists())
         return self.out
@@ -504,7 +506,7 @@ def chosen(names: Sequence[str]) -> list[Section]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="gpu_check", description="Check and time the CUDA kernels on this machine's GPU.")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes; default: benchmarks/results/")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes; default: benchmarks/results/, without a GPU the temporary folder")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help=f"for everything; default {BUDGET:.0f}")
     parser.add_argument("--section", action="append", default=[], metavar="NAME", help=", ".join(s.name for s in SECTIONS))
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)

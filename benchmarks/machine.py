@@ -58,7 +58,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": cpu(),
         "architecture": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "cores": os.cpu_count(),
         "threads": pool.count(),
         "threading_layer": pool.layer(),

@@ -45,9 +45,7 @@ class CuPy:
             return machine.current.matmul(left, right, out)
 
         run = executable(program, lambda loop: Loop(loop, job.dtype, wide), matmul, overlap)
-        if not program.index:
-            return run
-        return _Checked(job, run)
+        return _OnDevice(job, run)
 
     def emitted(
         self, program: Program, dtype: str, wide: Iterable[str], shape: tuple[int, int], device: Device
@@ -82,8 +80,11 @@ class CuPy:
         return result
 
 
-class _Checked:
-    """A program with column numbers: looked at beforehand only where XPNN_CHECK=1 asks, since that waits for the device."""
+class _OnDevice:
+    """Runs a program on its arrays' device.
+
+    Column numbers are looked at beforehand only where XPNN_CHECK=1 asks for it, since that waits for the device.
+    """
 
     def __init__(self, job: Task, run: Executable) -> None:
         self.job, self.run = job, run
@@ -98,4 +99,5 @@ class _Checked:
                     columns = next(arrays[n].shape[1] for n, (k, _) in self.job.given.items() if k is Full)
                     index = machine.current.fetch(arrays[name])
                     check_index(np, name, index, columns, {**self.job.static, **numbers}.get("ignore_index"))
-        return self.run(xp, arrays, numbers, out)
+        with machine.current.on(next(iter(arrays.values()))):
+            return self.run(xp, arrays, numbers, out)

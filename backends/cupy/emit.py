@@ -104,10 +104,10 @@ def emit(
         For kernels by name, how many blocks of them a multiprocessor is to hold at most.
     """
     todo = plan(program)
-    names = safe_names([*program.inputs, *program.outputs, *program.options])
+    names = safe_names([*program.inputs, *program.outputs, *program.options]) | {n: n[1:] for n in todo.scratch}
     types = dict.fromkeys((*program.inputs, *program.outputs), "T") | dict.fromkeys((*todo.scratch, *wide), "real")
     types |= {n: INTEGERS[integers[n]] for n in integers}
-    context = Context(dtype, types, names, any(v > 2**30 for v in sizes.values()))
+    context = Context(dtype, types, names, any(v > 2**30 for v in sizes.values()), sizes)
     scratch = {n: context.real * _extent(a, sizes) * _extent(b, sizes) for n, (a, b) in todo.scratch.items()}
     launches: list[Launch] = []
     unsafe = todo.unsafe()

@@ -13,28 +13,33 @@ _INFIX = {
     "and": "&&", "or": "||",
 }  # fmt: skip
 _CALLS = {
-    "abs": "fabs", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh", "maximum": "maximum", "minimum": "minimum",
+    "abs": "magnitude", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh", "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
 _PREFIX = {"neg": "-", "not": "!"}
 READABLE = {"row_max": "max", "row_sum": "sum", "gather": "taken"}
 TYPES = {"float": "real", "int": "long long", "bool": "bool"}
 
-# names that emitted code or C++ uses itself; none of ours ends with an underscore
-_KEYWORDS = re.findall(
+# names that C++, CUDA or emitted code uses itself
+_WORDS = re.findall(
     r"\w+",
     """
-    alignas and asm auto bitand bitor bool break case catch char class compl const constexpr continue default delete
-    do double else enum explicit export extern false final float for friend goto if inline int long mutable
-    namespace new noexcept not nullptr operator or private protected public register return short signed sizeof
-    static struct switch template this throw true try typedef typename union unsigned using virtual void volatile
-    while xor half exp log tanh sqrt fabs maximum minimum least whole copy load store fill put down clear alike to_real
-    from_real memory area lane warp first row rows columns width chunk chunks slots column here blocks length span
-    offset together top mine add sub mul div lt le gt ge eq ne neg where cast isnan sum taken wanted rank column_t
-    real parts abs min max start end each
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t char8_t class co_await
+    co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype default delete do
+    double dynamic_cast else enum explicit export extern false final float for friend goto if import inline int long
+    module mutable namespace new noexcept not not_eq nullptr operator or or_eq override private protected public
+    register reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch
+    template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual void volatile
+    wchar_t while xor xor_eq half std errno assert linux unix index
+    threadIdx blockIdx blockDim gridDim warpSize
+    exp log tanh sqrt fabs real column_t least whole maximum minimum magnitude masked clear fill copy alike down put
+    to_real from_real load store memory area lane warp first row rows columns width chunk chunks slots column blocks
+    start end each top together wanted mine rank parts
     """,
 )
 _OURS = re.compile(
-    "|".join(_KEYWORDS) + r"|[A-Z_]+|[ckibT]|__.*|\w*_(\d+|v\d*|row|rows|lanes|parts|sum)|(total|row|sums|number)\d+|DI"
+    "|".join(_WORDS)
+    + r"|[A-Z]\w*|_\w*|[bcik]|(over|load|store|add|cluster|in|host|near|by|extent)_\w*"
+    + r"|\w*_(\d+|v\d*|row|rows|lanes|parts?|sum|here)|(total|row|sums|number)\d+"
 )
 
 
@@ -44,11 +49,16 @@ def identifier(name: str) -> str:
 
 
 def safe_names(given: list[str]) -> dict[str, str]:
-    """Names for a program's arrays and numbers that emitted code does not use itself."""
+    """Names for a program's arrays and numbers that nothing else has: `user_..._` where there is any doubt.
+
+    What is derived from them ends with a suffix that no such name has, so that derived names do not meet either.
+    """
     safe: dict[str, str] = {}
     for name in given:
         new = identifier(name)
-        while _OURS.fullmatch(new) or new in safe.values() or (new != name and new in given):
+        if new != name or _OURS.fullmatch(new):
+            new = f"user_{new}_"
+        while new in safe.values() or (new != name and new in given):
             new += "_"
         safe[name] = new
     return safe
@@ -62,6 +72,7 @@ class Context:
     types: dict[str, str]
     names: dict[str, str]
     wide: bool  # whether a column's number takes 64 bits
+    sizes: dict[str, int]  # the numbers that the extents' symbols stand for
 
     @property
     def real(self) -> int:
@@ -95,6 +106,7 @@ class Writer:
         self.counts: Counter[str] = Counter()
         self.divisors: dict[str, str] = {}
         self.before: list[str] = []  # what a loop needs defined ahead of it
+        self.other_extents: dict[str, str] = {}  # those that are not the grid's, by symbol
 
     def fresh(self, node: Node) -> str:
         base = READABLE.get(node.op, node.op)
@@ -107,7 +119,9 @@ class Writer:
         if node.op == "constant":
             return constant(node, node.dtype)
         if node.op == "extent":
-            return f"(long long)({self.extents[node.value]})"
+            if node.value not in self.extents:
+                self.other_extents.setdefault(node.value, f"extent_{len(self.other_extents)}")
+            return f"(long long)({self.extents.get(node.value) or self.other_extents[node.value]})"
         if node.op == "option":
             return self.context.name(node.value)
         return None

@@ -80,8 +80,9 @@ def short_way(
     head = arrays[first]
     lines = [
         f"def fast({', '.join(arrays)}, out=None):",
-        f"    shape, size = {head}.shape, {head}.size",
-        f"    if not size or {head}.data.device_id != device(): return None",
+        f"    if {' or '.join(f'type({a}) is not ndarray' for a in arrays)}: return None",
+        f"    shape, size, here = {head}.shape, {head}.size, device()",
+        f"    if not size or {' or '.join(f'{a}.data.device_id != here' for a in arrays)}: return None",
     ]
     if integers:
         lines.append("    if environ.get('XPNN_CHECK') == '1': return None")
@@ -89,7 +90,7 @@ def short_way(
         lines.append(f"    if ({''.join(f'{a}.shape,' for a in arrays)}) not in checked: return None")
     for k, n in enumerate(names):
         a = arrays[k]
-        lines.append(f"    if type({a}) is not ndarray or {a}.dtype != d{k} or not {a}.flags.c_contiguous: return None")
+        lines.append(f"    if {a}.dtype != d{k} or not {a}.flags.c_contiguous: return None")
         if a != head:
             lines.append(f"    if {a}.shape != {'shape' if kinds[n] is Full else 'shape[:-1]'}: return None")
         lines.append(f"    p{k} = {a}.data.ptr")
@@ -106,16 +107,17 @@ def short_way(
         lines += [
             f"    if out is None: r{at} = empty({shapes[str(results[target])]}, e{at}); together = {' | '.join(full)}",
             "    else:",
-            f"        if type(out) is not ndarray or out.dtype != e{at} or not out.flags.c_contiguous: return None",
+            f"        if type(out) is not ndarray or out.dtype != e{at} or out.data.device_id != here: return None",
+            "        if not out.flags.c_contiguous: return None",
             f"        if out.shape != {shapes[str(results[target])]}: return None",
             f"        r{at} = out; together = out.data.ptr | {' | '.join(full)}",
         ]
     lines += [
         f"    staged = together % 16 != 0 or (rows != 1 and columns * {call.dtype.itemsize} % 16 != 0)",
-        "    plan = plans.get((machine.current, device(), rows, columns, staged))",
+        "    plan = plans.get((machine.current, here, rows, columns, staged))",
         "    if plan is None:",
         "        if len(plans) >= 512: plans.clear()",
-        "        plan = plans[machine.current, device(), rows, columns, staged] = prepare(rows, columns, staged)",
+        "        plan = plans[machine.current, here, rows, columns, staged] = prepare(rows, columns, staged)",
     ]
     if target is not None:
         lines += ["    if out is not None:", "        start = out.data.ptr; end = start + out.nbytes"]

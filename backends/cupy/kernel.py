@@ -24,7 +24,7 @@ class Parameter:
     """A kernel's parameter: what it is, and of which array or number.
 
     `what` is "array" (its address), "rows" (elements from one row to the next), "number" (an option), or "size": then
-    `name` is "rows", "columns", "chunks" or "blocks".
+    `name` is one of `Launch.sizes`.
     """
 
     what: str
@@ -130,6 +130,7 @@ class Writing(Writer):
         name: str = "",
     ) -> Launch:
         """The kernel, finished."""
+        parameters = [*parameters, *(Parameter("size", s, f"long long {n}", "q") for s, n in self.other_extents.items())]
         r = regime
         cluster = f"__cluster_dims__({r.cluster}, 1, 1) " if r.cluster > 1 else ""
         text = [
@@ -140,6 +141,7 @@ class Writing(Writer):
             "}",
         ]
         sizes = {"rows": self.sizes.rows, "columns": self.sizes.columns, **(more or {})}
+        sizes |= {s: self.context.sizes[s] for s in self.other_extents}
         return Launch(
             name or self.name, tuple(parameters), r, blocks, r.threads, shared, sizes, scratch or {}, moves or self.moves(),
             "\n".join(text),

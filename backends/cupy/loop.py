@@ -19,6 +19,7 @@ from xpnn.backends.cupy.machine import Function
 from xpnn.backends.cupy.passes import plan
 from xpnn.backends.cupy.regime import Device
 from xpnn.backends.program import Program
+from xpnn.backends.task import BackendError
 
 ALIGNED = 256  # bytes: where scratch arrays start
 REMEMBERED = 512  # sizes
@@ -130,7 +131,7 @@ class Loop:
         copies: dict[str, Any] = {}
         for output, source in ready.emitted.unsafe:
             if output not in copies and output in out and overlap(results[output], inputs[source]):
-                copies[output], results[output] = results[output], cupy.empty_like(results[output])
+                copies[output], results[output] = results[output], _aligned_empty(cupy, results[output])
         values: dict[tuple[str, str], Any] = {("number", n): numbers[n] for n in program.options}
         for n, a in (inputs | results).items():
             values["array", n] = a.data.ptr
@@ -167,7 +168,13 @@ class Loop:
 
         def spilling(emitted: Emitted) -> set[str]:
             nonlocal functions
-            functions, spilt = machine.current.functions(emitted.text, emitted.launches)
+            try:
+                functions, spilt = machine.current.functions(emitted.text, emitted.launches)
+            except Exception as error:
+                raise BackendError(
+                    f"{self.program.name}: its CUDA kernel did not compile ({type(error).__name__}); backend 'array-api' runs "
+                    f"it composed, and {self.program.name}.source(backend='cupy', ...) shows the code"
+                ) from error
             return spilt
 
         emitted = settle(write, spilling)
@@ -195,6 +202,13 @@ def _adjacent(a: Any) -> bool:
 
 def _aligned(a: Any) -> bool:
     return bool(a.data.ptr % 16 == 0 and (a.shape[0] == 1 or a.strides[0] % 16 == 0))
+
+
+def _aligned_empty(cupy: Any, like: Any) -> Any:
+    """New memory for an array, every row of which starts on a 16-byte border."""
+    rows, columns = like.shape
+    each = 16 // like.itemsize
+    return cupy.empty((rows, -(-columns // each) * each), like.dtype)[:, :columns]
 
 
 def overlap(a: Any, b: Any) -> bool:

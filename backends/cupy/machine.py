@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ class Machine(Protocol):
         ...
 
     def matmul(self, left: Any, right: Any, out: Any = None) -> Any: ...
+
+    def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
+        """The array's device, current within a `with` block."""
+        ...
 
     def fetch(self, array: Any) -> np.ndarray[Any, Any]:
         """An array's values; waits for them."""
@@ -94,6 +99,12 @@ class Gpu:
         import cupy
 
         return cupy.matmul(left, right, out=out)
+
+    def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
+        import cupy
+
+        number = array.data.device_id
+        return contextlib.nullcontext() if number == self.number() else cupy.cuda.Device(number)
 
     def fetch(self, array: Any) -> np.ndarray[Any, Any]:
         import cupy

@@ -1,7 +1,7 @@
 """A loop program as the passes that a GPU makes over it, and the arrays they hand to one another.
 
 Sums over rows never use atomics, so they end with a pass of their own: a pass along the rows leaves one number per row
-(`row0`), and a pass over those adds them up (`total0`). Sums of columns are added up over blocks of rows.
+(`.row0`), and a pass over those adds them up (`.total0`). Sums of columns are added up over blocks of rows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Pass:
                 late = [g for g in phases.nodes if g.op == "gather" and phases.level[g] >= phases.level[store]]
                 read = {n.value for n in walk([g.args[0] for g in late]) if n.op == "input"}
                 again = max(uses.get(node, {0})) > phases.level[store]  # read in a later phase
-                if node.shape != store.shape or i in read or again:
+                # a number of the row is read by many threads, and written by one
+                shared = store.shape[1] == 1 and (self.kind == "rows" or len(self.stores) > 1)
+                if node.shape != store.shape or i in read or again or shared:
                     pairs.add((o, i))
         return pairs
 
@@ -88,7 +90,7 @@ def plan(program: Program) -> Plan:
     passes: list[Pass] = []
 
     def fresh(prefix: str, shape: Shape) -> str:
-        name = f"{prefix}{sum(n.startswith(prefix) for n in scratch)}"
+        name = f".{prefix}{sum(n.startswith('.' + prefix) for n in scratch)}"  # no array of the program's is called so
         scratch[name] = shape
         return name
 
@@ -106,7 +108,8 @@ def plan(program: Program) -> Plan:
         stores = {names[s]: s for s in stage.stores}
         totals = {s: fresh("total", (1, 1)) for s in stage.sums if s.op == "sum_rows"}
         columns = {s: names.get(s) or fresh("sums", s.shape) for s in stage.sums if s.op == "column_sum"}
-        if stage.shape[1] == 1:
+        gathers = any(n.op == "gather" for root in (*stage.stores, *stage.sums) for n in within_pass(root))
+        if stage.shape[1] == 1 and not gathers:
             add("values", stage.shape, stores, {name: s for s, name in totals.items()})
         else:
             first, wide = _before_columns(stage, stores, columns)

@@ -8,6 +8,10 @@ template <class U> struct alignas(16) Pack { U v[WIDTH]; };
 template <class A> DI A least(A a, A b) { return b < a ? b : a; }
 DI real maximum(real a, real b) { return a != a || a > b ? a : b; }  // NaN wins
 DI real minimum(real a, real b) { return a != a || a < b ? a : b; }
+DI long long maximum(long long a, long long b) { return a > b ? a : b; }
+DI long long minimum(long long a, long long b) { return a < b ? a : b; }
+DI real magnitude(real v) { return fabs(v); }
+DI long long magnitude(long long v) { return v < 0 ? -v : v; }
 DI long long whole(long long v) { return v; }
 DI long long whole(unsigned long long v) { return v > 0x7fffffffffffffffull ? 0x7fffffffffffffffll : (long long)v; }
 template <class I> DI long long whole(I v) { return v; }

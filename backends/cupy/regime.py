@@ -15,6 +15,7 @@ from typing import Literal
 PACK = 16  # bytes of one load or store
 MOST_WARPS = 16  # of a block
 REGISTERS = 65536  # of a multiprocessor
+STAGING = 32 * 8 * PACK + PACK  # bytes of shared memory that a warp takes a chunk through
 STATIC = 48 << 10  # bytes of shared memory that need no permission
 
 Name = Literal["thread", "warp", "block", "cluster", "shared", "passes", "split", "columns", "values"]
@@ -46,7 +47,7 @@ class Device:
     @property
     def threads(self) -> int:
         """What a multiprocessor holds."""
-        return {75: 1024, 86: 1536, 89: 1536, 120: 1536}.get(self.capability, 2048)
+        return {75: 1024, 86: 1536, 87: 1536, 89: 1536, 120: 1536, 121: 1536}.get(self.capability, 2048)
 
     @property
     def clusters(self) -> bool:
@@ -131,7 +132,7 @@ def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, stage
         return Regime("split", t, 8, resident=resident(8))
     holds = values <= 3
     most = MOST_WARPS if values <= 2 else MOST_WARPS // 2  # so that a thread may have registers for all it holds
-    if holds and count <= most:
+    if holds and count <= most and (not staged or _power(count) * STAGING + 4 * 8 * count <= device.shared):
         warps = _power(count)
         return Regime("block", t, warps, resident=resident(warps))
     together = _ceil(count, most)  # blocks that hold the row in their registers
@@ -146,6 +147,8 @@ def choose(rows: int, columns: int, itemsize: int, inputs: int, live: int, stage
     warps = MOST_WARPS if values <= 2 and itemsize < 8 else MOST_WARPS // 2
     if shared_bytes(columns, itemsize, inputs, count, warps if staged else 0) <= device.shared:
         return Regime("shared", t, warps, chunks=0)
+    while staged and warps > 1 and warps * STAGING + 4 * 8 * count > device.shared:
+        warps //= 2
     return Regime("passes", t, warps, chunks=0, resident=resident(warps))
 
 
@@ -161,7 +164,7 @@ def roomier(regime: Regime) -> int | None:
 
 def shared_bytes(columns: int, itemsize: int, inputs: int, chunks: int, staging: int) -> int:
     """An upper bound on what the regime "shared" asks for: the rows, the chunks' sums, and what some warps stage rows in."""
-    return inputs * (columns * itemsize + 2 * PACK) + 4 * 8 * chunks + staging * (32 * 8 * PACK + PACK) * max(1, 4 // itemsize)
+    return inputs * (columns * itemsize + 2 * PACK) + 4 * 8 * chunks + staging * STAGING
 
 
 def _ceil(a: int, b: int) -> int:

@@ -221,11 +221,10 @@ class RowKernel(RowPlace):
             if phase == self._first_loop():
                 return [f"const int chunk = {own};", first, *body]
             return body
-        if phase % 2 == 0:
-            head = "for (int chunk = warp; chunk < chunks; chunk += WARPS) {"
-        else:  # the end of the row is what was read last
-            head = "for (int chunk = chunks - 1 - (chunks - 1 - warp) % WARPS; chunk >= 0; chunk -= WARPS) {"
-        return [head, f"  {first}", *(f"  {line}" for line in body), "}"]
+        # every other phase starts at the row's end, which was read last
+        chunk = "  const int chunk = c;" if phase % 2 == 0 else "  const int chunk = chunks - 1 - c;"
+        head = ["for (int c = warp; c < chunks; c += WARPS) {", chunk, f"  {first}"]
+        return [*head, *(f"  {line}" for line in body), "}"]
 
     def _first_loop(self) -> int:
         """The first phase that goes over the columns."""
@@ -237,21 +236,29 @@ class RowKernel(RowPlace):
 
     def _gather(self, node: Node, column: str, scope: dict[Node, str], lines: list[str]) -> str:
         """A full value at one column, computed from the inputs there; NaN where there is no such column."""
-        value = self._at(node.args[0], column, scope, lines)
-        name = self.fresh(node)
-        none = "NOT_A_NUMBER" if node.dtype == "float" else "0"
-        lines.append(f"{TYPES[node.dtype]} {name} = {none};")
-        lines.append(f"if ({column} >= 0 && {column} < width) {name} = {value};")
-        return name
+        inner: list[str] = []
+        known: dict[Node, str] = {}
 
-    def _at(self, n: Node, column: str, scope: dict[Node, str], lines: list[str]) -> str:
-        if n.shape[1] == 1:
-            return self._row(n, scope, lines)
-        if n.op == "input":
-            return f"to_real({self.context.name(n.value)}_row[{column}])"
-        if n.op == "columns":
-            return f"(long long)({column})"
-        return self.combine(n, [self._at(a, column, scope, lines) for a in n.args])
+        def at(n: Node) -> str:
+            if n.shape[1] == 1:
+                return self._row(n, scope, lines)
+            if n not in known:
+                if n.op == "input":
+                    text = f"to_real({self.context.name(n.value)}_row[{column}])"
+                elif n.op == "columns":
+                    text = f"(long long)({column})"
+                else:
+                    text = self.combine(n, [at(a) for a in n.args])
+                known[n] = self.fresh(n)
+                inner.append(f"const {TYPES[n.dtype]} {known[n]} = {text};")
+            return known[n]
+
+        value = at(node.args[0])
+        name = self.fresh(node)
+        lines.append(f"{TYPES[node.dtype]} {name} = {'NOT_A_NUMBER' if node.dtype == 'float' else '0'};")
+        lines.append(f"if ({column} >= 0 && {column} < width) {{")
+        lines += [*(f"  {line}" for line in inner), f"  {name} = {value};", "}"]
+        return name
 
 
 def row_launches(

@@ -1,6 +1,6 @@
 // --- sums over the rows
 
-// the sum over a block of 32 x WARPS threads, in every thread; `memory` holds one number per warp
+// the sum over a block of 32 x WARPS threads, in every thread; `shared` holds one number per warp
 template <int WARPS> DI double over_block(double v, unsigned char* shared) {
   double* memory = reinterpret_cast<double*>(shared);
   UNROLL for (int o = 16; o; o /= 2) v += __shfl_xor_sync(0xffffffffu, v, o);

@@ -34,7 +34,8 @@ class ValuesKernel(Writing):
         for n, node in p.stores.items():
             own, value = self.context.name(n), self.row_value(node, scope, inner, _no_gather)
             inner.append(f"from_real({own}[row * {own}_rows], {as_float(node, value)});")
-        for n, s in p.sums.items():
+        totals = {self.context.name(n): s for n, s in p.sums.items()}
+        for n, s in totals.items():
             lines.append(f"double {n}_sum = 0;")
             inner.append(f"{n}_sum += {as_float(s.args[0], self.row_value(s.args[0], scope, inner, _no_gather))};")
         if p.sums or p.stores:
@@ -47,7 +48,7 @@ class ValuesKernel(Writing):
             ]
         if p.sums:
             lines.append(MEMORY)
-        for n in p.sums:
+        for n in totals:
             lines.append(f"{n}_sum = over_block<{THREADS // 32}>({n}_sum, memory);")
         parameters = [*self.arrays(), *self.numbers()]
         shared = THREADS // 32 * 8 if p.sums else 0
@@ -56,9 +57,9 @@ class ValuesKernel(Writing):
             parameters += [*(self._total(n) for n in p.sums), *self._results(), rows]
             lines += self._finish()
             return [self.launch(parameters, lines, VALUES, (1, 1), shared=shared)]
-        parts = [Parameter("array", f"{self.name}.{n}", f"double* {n}_parts", "Q") for n in p.sums]
+        parts = [Parameter("array", f"{self.name}.{n}", f"double* {n}_parts", "Q") for n in totals]
         sizes = {q.name: 8 * blocks for q in parts}
-        first = [*lines, *(f"if (threadIdx.x == 0) {n}_parts[blockIdx.x] = {n}_sum;" for n in p.sums)]
+        first = [*lines, *(f"if (threadIdx.x == 0) {n}_parts[blockIdx.x] = {n}_sum;" for n in totals)]
         result = [self.launch([*parameters, *parts, rows], first, VALUES, (blocks, 1), shared=shared, scratch=sizes)]
         if not p.sums and not p.scalars:
             return result
@@ -67,7 +68,7 @@ class ValuesKernel(Writing):
     def add(self, parts: list[Parameter], blocks: int) -> Launch:
         """The second step: add up what the blocks left."""
         lines = [MEMORY] if parts else []
-        for n in self.pass_.sums:
+        for n in map(self.context.name, self.pass_.sums):
             lines += [
                 f"double {n}_sum = 0;",
                 f"for (int b = threadIdx.x; b < blocks; b += {THREADS}) {n}_sum += {n}_parts[b];",
@@ -90,7 +91,7 @@ class ValuesKernel(Writing):
         )
 
     def _total(self, name: str) -> Parameter:
-        return Parameter("array", name, f"real* {name}", "Q")
+        return Parameter("array", name, f"real* {self.context.name(name)}", "Q")
 
     def _results(self) -> list[Parameter]:
         types = self.context.types
@@ -99,9 +100,9 @@ class ValuesKernel(Writing):
     def _finish(self) -> list[str]:
         """What one thread does in the end: totals as arrays, results that are single numbers."""
         lines: list[str] = []
-        for n in self.pass_.sums:
+        for n in map(self.context.name, self.pass_.sums):
             lines += [f"const real {n}_0 = real({n}_sum);", f"{n}[0] = {n}_0;"]
-        totals = {n: f"{n}_0" for n in self.pass_.sums}
+        totals = {n: f"{self.context.name(n)}_0" for n in self.pass_.sums}
         for name, node in self.pass_.scalars.items():
             for leaf in _leaves(node):
                 if leaf.value in totals:

@@ -157,6 +157,9 @@ class Host:
         as_numpy(result)[...] = product
         return result
 
+    def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
     def fetch(self, array: Any) -> np.ndarray[Any, Any]:
         return as_numpy(array)
 
@@ -202,6 +205,9 @@ def as_cupy(a: np.ndarray[Any, Any]) -> Any:
 @contextlib.contextmanager
 def running(host: Host | None = None) -> Iterator[Host]:
     """Run the backend "cupy" on this CPU within a `with` block, for the whole process.
+
+    Kernels run, and so do products; what CuPy itself would compute does not: arithmetic, conversions of dtype, copies of
+    strided arrays. Use `as_cupy` and `as_numpy` to get arrays there and back.
 
     Examples
     --------
