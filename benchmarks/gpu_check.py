@@ -506,7 +506,8 @@ def chosen(names: Sequence[str]) -> list[Section]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="gpu_check", description="Check and time the CUDA kernels on this machine's GPU.")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes; default: benchmarks/results/, without a GPU the temporary folder")
+    where = "where the JSON goes; default: benchmarks/results/, without a GPU the temporary folder"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=where)
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help=f"for everything; default {BUDGET:.0f}")
     parser.add_argument("--section", action="append", default=[], metavar="NAME", help=", ".join(s.name for s in SECTIONS))
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
