@@ -236,9 +236,7 @@ def source(kernel: Kernel, backend: str, dtype: str, direction: str, shape: tupl
     return choice.backend("numba").source(ready.job.program(), dtype)  # type: ignore[attr-defined, no-any-return]
 
 
-def cuda(
-    kernel: Kernel, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any], device: Any = None
-) -> list[Any]:
+def cuda(kernel: Kernel, dtype: str, direction: str, shape: Any, options: dict[str, Any], device: Any = None) -> list[Any]:
     """The steps of a direction on CuPy arrays of a shape: emitted kernels, and products in words."""
     from xpnn.backends.cupy import machine
 
