@@ -86,6 +86,16 @@ def dtype_name(dtype: Any) -> str:
     return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of a name, bfloat16 from ml_dtypes among them."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
+    return np.dtype(name)
+
+
 def wide_dtype(xp: Any, dtype: Any) -> Any:
     """What a floating dtype is computed in."""
     return xp.float32 if dtype_name(dtype) in HALF else dtype

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xpnn.backends.declare import Declaration, trace
 from xpnn.backends.kinds import Kind
 from xpnn.backends.program import DType, Program
+from xpnn.backends.trace import BranchError, SubsetError
 
 HALF = {"float16", "bfloat16"}  # stored in 16 bits, computed in float32
 
@@ -67,6 +68,25 @@ class Task:
         """The inputs and outputs of the program that are of what half precision is computed in."""
         arrays = program.inputs | program.outputs
         return {n for n, node in arrays.items() if self.declaration.is_wide(n, node.shape[1] == 1)}
+
+    def fusible(self, name: str, library: str, arrays: str, dtypes: Collection[str]) -> Program:
+        """The traced program, for a backend that fuses some dtypes of one library.
+
+        Raises
+        ------
+        BackendError
+            Where it cannot, with the reason and the remedy.
+        """
+        if self.library != library:
+            raise BackendError(f"backend {name!r} takes {arrays} arrays, got {self.library} arrays; use backend 'auto'")
+        if self.dtype not in dtypes:
+            raise BackendError(f"backend {name!r} computes in {', '.join(dtypes)}, got {self.dtype}; convert, or use 'auto'")
+        try:
+            return self.program()
+        except BranchError:
+            raise
+        except SubsetError as error:
+            raise BackendError(f"{error}; that cannot be fused: use backend 'auto' or 'array-api'") from error
 
 
 class Executable(Protocol):

@@ -20,6 +20,7 @@ import numpy as np
 
 import xpnn
 from xpnn import testing
+from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.choice import use_backend
 from xpnn.backends.cupy import machine, regime
 from xpnn.backends.kernel import Kernel, registry
@@ -167,12 +168,12 @@ class Op:
             y = np.exp(x - x.max(axis=1, keepdims=True))
             dy = rng.standard_normal(x.shape)
             dy[3, columns // 2], dy[4, columns // 3] = np.inf, np.nan
-            return {"dy": dy.astype(_dtype(dtype)), "y": (y / y.sum(axis=1, keepdims=True)).astype(_dtype(dtype))}
+            return {"dy": dy.astype(numpy_dtype(dtype)), "y": (y / y.sum(axis=1, keepdims=True)).astype(numpy_dtype(dtype))}
         x[1] += np.where(rng.random(columns) < 0.5, 1e4, -1e4)
         x[2, rng.random(columns) < 0.3] = -np.inf
         x[3, columns // 2], x[4, columns // 3], x[5] = np.inf, np.nan, -np.inf
         first = next(iter(self.kernel.declaration.inputs))
-        found = {first: x.astype(_dtype(dtype))}
+        found = {first: x.astype(numpy_dtype(dtype))}
         return (
             found if "target" not in self.kernel.declaration.inputs else found | {"target": rng.integers(0, columns, DISTINCT)}
         )
@@ -204,10 +205,6 @@ OPS = (
     Op(xpnn.softmax, "backward", inputs=2),
     Op(xpnn.cross_entropy, "forward", (("reduction", "none"),)),
 )
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(importlib.import_module("ml_dtypes"), name)) if name == "bfloat16" else np.dtype(name)
 
 
 def repeated(arrays: dict[str, Array], rows: int) -> dict[str, Array]:
@@ -278,7 +275,7 @@ def row_check(at: testing.Place, op: Op, dtype: str, columns: int, rows: int = 2
 
 def borders(op: Op, dtype: str, device: regime.Device) -> list[int]:
     """The numbers of columns on both sides of where the regime changes, for few rows, on all faces of the device."""
-    size = _dtype(dtype).itemsize
+    size = numpy_dtype(dtype).itemsize
     found: set[int] = set()
     for changes in FACES.values():
         face = dataclasses.replace(device, **changes)
@@ -358,7 +355,7 @@ def elementwise(at: testing.Place, dtype: str) -> Row:
     """Activations, forward and backward, of sizes and places that do not fit 16 bytes, and in place."""
     worst = 0.0
     for kernel, size in ((xpnn.relu, 1), (xpnn.tanh, 1001), (xpnn.sigmoid, 8191)):
-        x = (3 * np.random.default_rng(size).standard_normal(size)).astype(_dtype(dtype))
+        x = (3 * np.random.default_rng(size).standard_normal(size)).astype(numpy_dtype(dtype))
         if size > 3:
             x[:3] = np.inf, -np.inf, np.nan
         y = at.back(kernel(shifted(at, x)))

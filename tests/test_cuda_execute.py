@@ -14,10 +14,11 @@ cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 
 import xpnn  # noqa: E402
 from xpnn.backends import choice  # noqa: E402
+from xpnn.backends.arrays import numpy_dtype  # noqa: E402
 from xpnn.backends.cupy import host  # noqa: E402
 from xpnn.backends.cupy.regime import Device  # noqa: E402
 from xpnn.backends.kernel import Kernel  # noqa: E402
-from xpnn.testing import _compute, _dtype, given_for_backward, sample, truth_of, variants  # noqa: E402
+from xpnn.testing import _compute, given_for_backward, sample, truth_of, variants  # noqa: E402
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="there is no C++ compiler to run CUDA kernels on the CPU")
 
@@ -106,7 +107,7 @@ def test_special_rows(machine: host.Host, dtype: str, columns: int) -> None:
     x[4, : columns // 2] = -np.inf
     x[5] += 1e4
     x[6] -= 1e4
-    x = x.astype(_dtype(dtype))
+    x = x.astype(numpy_dtype(dtype))
     target = np.arange(7) % columns
     for kernel in (xpnn.softmax, xpnn.log_softmax, xpnn.logsumexp):
         with choice.use_backend("numpy"):
@@ -127,17 +128,17 @@ def test_special_rows(machine: host.Host, dtype: str, columns: int) -> None:
 def test_a_row_gives_the_same_bits_wherever_it_lies(dtype: str, columns: int) -> None:
     """Alone or among others, aligned or not, with gaps between rows, split or not, in whatever order warps run."""
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((5, columns)).astype(_dtype(dtype))
+    x = rng.standard_normal((5, columns)).astype(numpy_dtype(dtype))
     found = []
     for device, seed in ((MANY, 0), (Device(), 1), (MANY, 2), (A100, 3)):
         with host.running(host.Host(device, seed=seed)):
             rows = [back(xpnn.softmax(on_host(x[k : k + 1]))) for k in range(5)]
-            room = cupy.empty(5 * columns + 1, _dtype(dtype))
+            room = cupy.empty(5 * columns + 1, numpy_dtype(dtype))
             off = room[1:].reshape(5, columns)
             host.as_numpy(off)[...] = x
-            wide = cupy.empty((5, columns + 3), _dtype(dtype))[:, 2 : columns + 2]
+            wide = cupy.empty((5, columns + 3), numpy_dtype(dtype))[:, 2 : columns + 2]
             host.as_numpy(wide)[...] = x
-            into = cupy.empty((5, columns + 5), _dtype(dtype))[:, 1 : columns + 1]
+            into = cupy.empty((5, columns + 5), numpy_dtype(dtype))[:, 1 : columns + 1]
             found += [np.concatenate(rows), *(back(xpnn.softmax(a)) for a in (on_host(x), off, wide))]
             xpnn.softmax(wide, out=into)
             found.append(back(into))
@@ -159,13 +160,13 @@ def test_a_row_gives_the_same_bits_wherever_it_lies(dtype: str, columns: int) ->
 def test_any_view(rows: int, columns: int, offset: int, gap: int, dtype: str, processors: int, seed: int) -> None:
     """softmax and its gradient of a view that starts anywhere, with any gap between its rows."""
     rng = np.random.default_rng(seed)
-    x, dy = (rng.standard_normal((rows, columns)).astype(_dtype(dtype)) for _ in range(2))
+    x, dy = (rng.standard_normal((rows, columns)).astype(numpy_dtype(dtype)) for _ in range(2))
     with choice.use_backend("numpy"):
         wide = [a.astype(np.float64) for a in (x, dy)]
         y = xpnn.softmax(wide[0])
         expected = xpnn.softmax.backward(wide[1], y=y)
     with host.running(host.Host(Device(processors=processors), seed=seed)):
-        views = [cupy.empty((rows, columns + gap + offset), _dtype(dtype))[:, offset : offset + columns] for _ in range(2)]
+        views = [cupy.empty((rows, columns + gap + offset), numpy_dtype(dtype))[:, offset : offset + columns] for _ in range(2)]
         for view, values in zip(views, (x, dy), strict=True):
             host.as_numpy(view)[...] = values
         found, pullback = xpnn.softmax.vjp(views[0])

@@ -56,7 +56,8 @@ class Composed:
             )
 
         def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-            _check_indices(job, xp, arrays, numbers)
+            if _may_look(job, arrays):
+                check_indices(job, xp, arrays, numbers)
             device = array_api_compat.device(next(iter(arrays.values())))
             with np.errstate(all="ignore"):
                 if job.dtype in HALF:
@@ -78,25 +79,20 @@ def _in_single(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[s
     return results
 
 
-def _check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Raise OutOfRange where a column number is, unless looking would wait for a device or force a lazy array."""
-    for name, (kind, _) in job.given.items():
-        if kind is not Index:
-            continue
-        index = arrays[name]
-        eager = job.library in {"numpy", "array_api_strict"} or (
-            job.library == "torch" and array_api_compat.device(index).type == "cpu"
-        )
-        if eager or os.environ.get("XPNN_CHECK") == "1":
-            columns = next(arrays[n].shape[1] for n, (k, _) in job.given.items() if k is Full)
-            check_index(xp, name, index, columns, {**job.static, **numbers}.get("ignore_index"))
+def _may_look(job: Task, arrays: Mapping[str, Any]) -> bool:
+    """Whether reading values neither waits for a device nor forces a lazy array, or was asked for."""
+    on_cpu = job.library == "torch" and array_api_compat.device(next(iter(arrays.values()))).type == "cpu"
+    return on_cpu or job.library in {"numpy", "array_api_strict"} or os.environ.get("XPNN_CHECK") == "1"
 
 
-def check_index(xp: Any, name: str, index: Any, columns: int, exempt: int | None) -> None:
+def check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
     """Raise OutOfRange for the first column number that is outside [0, columns) and not the exempt one."""
-    outside = (index < 0) | (index >= columns)
-    if exempt is not None:
-        outside = outside & (index != exempt)
-    if xp.any(outside):
-        row = int(xp.argmax(xp.astype(outside[:, 0], xp.int64)))
-        raise OutOfRange(name, row, int(index[row, 0]), columns)
+    exempt = {**job.static, **numbers}.get("ignore_index")
+    for name in (n for n, (kind, _) in job.given.items() if kind is Index):
+        index, columns = arrays[name], next(arrays[n].shape[1] for n, (kind, _) in job.given.items() if kind is Full)
+        outside = (index < 0) | (index >= columns)
+        if exempt is not None:
+            outside = outside & (index != exempt)
+        if xp.any(outside):
+            row = int(xp.argmax(xp.astype(outside[:, 0], xp.int64)))
+            raise OutOfRange(name, row, int(index[row, 0]), columns)

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from xpnn.backends.composed import check_index
+from xpnn.backends.composed import check_indices
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.emit import DTYPES, Emitted, emit, settle
 from xpnn.backends.cupy.inspect import spilling
 from xpnn.backends.cupy.regime import Device
-from xpnn.backends.kinds import Full, Index
+from xpnn.backends.kinds import Index
 from xpnn.backends.program import Loop as LoopStep
 from xpnn.backends.program import Program, steps
-from xpnn.backends.task import BackendError, Executable, Task
-from xpnn.backends.trace import BranchError, SubsetError
+from xpnn.backends.task import Executable, Task
 
 
 class CuPy:
@@ -26,16 +25,7 @@ class CuPy:
     name = "cupy"
 
     def prepare(self, job: Task) -> Executable:
-        if job.library != "cupy":
-            raise BackendError(f"backend 'cupy' takes CuPy arrays, got {job.library} arrays; use backend 'auto'")
-        if job.dtype not in DTYPES:
-            raise BackendError(f"backend 'cupy' computes in {', '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'")
-        try:
-            program = job.program()
-        except BranchError:
-            raise
-        except SubsetError as error:
-            raise BackendError(f"{error}; that cannot be fused: use backend 'auto' or 'array-api'") from error
+        program = job.fusible(self.name, "cupy", "CuPy", DTYPES)
         from xpnn.backends.cupy.loop import Loop, overlap
         from xpnn.backends.steps import executable
 
@@ -94,10 +84,7 @@ class _OnDevice:
         self, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
     ) -> dict[str, Any]:
         if os.environ.get("XPNN_CHECK") == "1":
-            for name, (kind, _) in self.job.given.items():
-                if kind is Index:
-                    columns = next(arrays[n].shape[1] for n, (k, _) in self.job.given.items() if k is Full)
-                    index = machine.current.fetch(arrays[name])
-                    check_index(np, name, index, columns, {**self.job.static, **numbers}.get("ignore_index"))
+            indices = {n: machine.current.fetch(arrays[n]) for n, (kind, _) in self.job.given.items() if kind is Index}
+            check_indices(self.job, np, {**arrays, **indices}, numbers)
         with machine.current.on(next(iter(arrays.values()))):
             return self.run(xp, arrays, numbers, out)

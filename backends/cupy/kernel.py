@@ -79,8 +79,7 @@ class Writing(Writer):
         for n, node in self.pass_.inputs.items():
             result += self._array(n, node, "const ")
         for n, node in self.pass_.stores.items():
-            if n not in self.pass_.inputs:
-                result += self._array(n, node, "")
+            result += self._array(n, node, "")
         return result
 
     def _array(self, name: str, node: Node, const: str) -> list[Parameter]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnn.backends.arrays import FAST
+from xpnn.backends.arrays import FAST, numpy_dtype
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.emit import Emitted, emit, settle
 from xpnn.backends.cupy.kernel import Launch
@@ -113,7 +113,7 @@ class Loop:
 
         FAST.add(cupy.ndarray)
         program = self.program
-        narrow = next((a.dtype for n, a in arrays.items() if n not in self.wide and a.dtype.name == self.dtype), self.real)
+        narrow = numpy_dtype(self.dtype)
         inputs = {n: self._readable(cupy, n, arrays[n], narrow) for n in program.inputs}
         sizes: dict[str, int] = {}
         for n, node in program.inputs.items():

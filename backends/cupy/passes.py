@@ -36,8 +36,7 @@ class Pass:
     @property
     def inputs(self) -> dict[str, Node]:
         """The arrays that the pass reads."""
-        roots = [a for r in self.sums.values() for a in r.args] + [*self.stores.values(), *self.scalars.values()]
-        return {n.value: n for n in walk(roots) if n.op == "input" and n.value not in self.sums}
+        return {n.value: n for n in self._leaves() if n.op == "input" and n.value not in self.sums}
 
     def gathered(self) -> set[str]:
         """The arrays of which single columns are read."""
@@ -62,8 +61,11 @@ class Pass:
 
     @property
     def options(self) -> dict[str, Node]:
+        return {n.value: n for n in self._leaves() if n.op == "option"}
+
+    def _leaves(self) -> list[Node]:
         roots = [a for r in self.sums.values() for a in r.args] + [*self.stores.values(), *self.scalars.values()]
-        return {n.value: n for n in walk(roots) if n.op == "option"}
+        return [n for n in walk(roots) if n.is_leaf]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def plan(program: Program) -> Plan:
             for node in [n for s in columns for n in _row_values(s)]:
                 name = fresh("row", (stage.shape[0], 1))
                 first[name] = node
-            rows = {s: fresh("row", (stage.shape[0], 1)) for s in totals if not _is_array(s.args[0])}
+            rows = {s: fresh("row", (stage.shape[0], 1)) for s in totals if s.args[0].op != "input"}
             first |= {rows[s]: s.args[0] for s in rows}
             if first:
                 add("rows", stage.shape, first, {})
@@ -151,10 +153,6 @@ def _before_columns(stage: Stage, stores: dict[str, Node], columns: Iterable[Nod
 
 def _is_row_work(node: Node) -> bool:
     return node.op in ROW_REDUCTIONS or node.op == "gather"
-
-
-def _is_array(node: Node) -> bool:
-    return node.op == "input"
 
 
 def _row_values(root: Node) -> list[Node]:

@@ -48,12 +48,11 @@ class RowPlace(Writing):
         super().__init__(context, p, name, sizes)
         self.regime, self.staged, self.only = regime, staged, only
         self.phases = Phases(p.roots)
-        self.plan = held(p, self.phases)
         t = regime.tree
         self.chunks = -(-sizes.columns // t.chunk)
         self.whole = sizes.columns % t.width == 0
         self.holds = regime.chunks >= 1 and only is None
-        self.kept = self.plan.kept if self.holds else set()
+        self.kept = held(p, self.phases).kept if self.holds else set()
         self.uses = self.phases.uses(self.kept)
         self.arrays_of: dict[Node, str] = {}  # values in registers, by node
         self.near: dict[Node, str] = {}

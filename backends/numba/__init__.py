@@ -9,8 +9,7 @@ import numpy as np
 
 from xpnn.backends.program import Loop, Program, steps
 from xpnn.backends.steps import executable
-from xpnn.backends.task import BackendError, Executable, OutOfRange, Task
-from xpnn.backends.trace import BranchError, SubsetError
+from xpnn.backends.task import Executable, OutOfRange, Task
 
 DTYPES = ("float32", "float64")
 SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
@@ -22,16 +21,7 @@ class Numba:
     name = "numba"
 
     def prepare(self, job: Task) -> Executable:
-        if job.library != "numpy":
-            raise BackendError(f"backend 'numba' takes NumPy arrays, got {job.library} arrays; use backend 'auto'")
-        if job.dtype not in DTYPES:
-            raise BackendError(f"backend 'numba' computes in {' and '.join(DTYPES)}, got {job.dtype}; convert, or use 'auto'")
-        try:
-            program = job.program()
-        except BranchError:
-            raise
-        except SubsetError as error:
-            raise BackendError(f"{error}; that cannot be fused: use backend 'auto' or 'numpy'") from error
+        program = job.fusible(self.name, "numpy", "NumPy", DTYPES)
         return compile_program(program, job.dtype)
 
     def source(self, program: Program, dtype: str) -> str:

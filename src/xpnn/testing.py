@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnn.backends import choice
-from xpnn.backends.arrays import Frame
+from xpnn.backends.arrays import Frame, numpy_dtype
 from xpnn.backends.bind import bind
 from xpnn.backends.call import collect
 from xpnn.backends.declare import trace
@@ -105,17 +105,8 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
                 value += rng.choice([-far, 0.0, far], (rows, 1))
             elif not matrices:
                 value *= 10.0 ** rng.uniform(-4, 1.5, extent)
-        arrays[name] = np.asarray(value, _dtype(dtype))
+        arrays[name] = np.asarray(value, numpy_dtype(dtype))
     return arrays
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
-    return np.dtype(name)
 
 
 def _is_float(a: Array) -> bool:
@@ -265,7 +256,7 @@ def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "")
     with np.errstate(all="ignore"):
         unit = np.maximum(_unit(np.abs(truth), dtype), _unit(size, computed or dtype))
         error = np.abs(ours.astype(truth.dtype) - truth) / unit
-        rounded = truth.astype(_dtype(dtype))
+        rounded = truth.astype(numpy_dtype(dtype))
         same = (ours == rounded) | (np.isnan(ours) & np.isnan(rounded))
         error = np.where(same & ~np.isfinite(ours), 0.0, np.where(np.isnan(error), np.inf, error))
         return np.asarray(error.astype(np.float64))
