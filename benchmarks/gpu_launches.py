@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import xpnn
-from xpnn import testing
+from xpnn import samples
 from xpnn.backends.cupy import machine
 from xpnn.benchmarks.gpu_sections import (
     FACES,
@@ -170,14 +170,14 @@ def _cluster(dtype: str, columns: int) -> Row:
     device = machine.assumed()
     if not device.clusters:
         raise Skip(f"compute capability {device.capability / 10} has no clusters")
-    with testing.place("cupy") as at:
+    with samples.place("cupy") as at:
         found = row_check(at, OPS[0], dtype, columns, rows=device.processors)
     require("cluster" in found["regimes"]["as it is"], f"no cluster is launched: {found['regimes']}")
     return found
 
 
 def _wide(op: Op, dtype: str) -> Row:
-    with testing.place("cupy") as at:
+    with samples.place("cupy") as at:
         return row_check(at, op, dtype, WIDE)
 
 
@@ -256,7 +256,7 @@ def tiny(run: Run) -> Iterator[Row]:
     """Every regime on shapes as small as it allows, each array in memory of its own, so that a tool sees its bounds."""
     if machine.present():
         importlib.import_module("cupy").cuda.set_allocator(None)
-    with testing.place("cupy") as at:
+    with samples.place("cupy") as at:
         for op, dtype in ((op, dtype) for op in OPS for dtype in dtypes()):
             for columns in (7, 33, 1024, 3001, 17_000) if dtype in ("float32", "bfloat16") else (33, 3001):
                 for face, changes in FACES.items() if columns > 16_384 else (("as it is", {}),):

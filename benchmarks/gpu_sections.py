@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import xpnn
-from xpnn import testing
+from xpnn import samples, testing
 from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.choice import use_backend
 from xpnn.backends.cupy import machine, regime
@@ -221,13 +221,13 @@ def same_bits(a: Array, b: Array) -> bool:
     return bool(np.all(equal | (np.isnan(a) & np.isnan(b))))
 
 
-def shifted(at: testing.Place, a: Array) -> Any:
+def shifted(at: samples.Place, a: Array) -> Any:
     """An array that lies one element off its memory's start."""
     flat = np.concatenate([np.zeros(1, a.dtype), a.reshape(-1)])
     return at.there(flat)[1:].reshape(a.shape)
 
 
-def sliced(at: testing.Place, a: Array) -> Any:
+def sliced(at: samples.Place, a: Array) -> Any:
     """An array that is some columns of a wider one."""
     if a.ndim < 2:
         return at.there(a)
@@ -236,7 +236,7 @@ def sliced(at: testing.Place, a: Array) -> Any:
     return at.there(wide)[:, 3:-2]
 
 
-def row_check(at: testing.Place, op: Op, dtype: str, columns: int, rows: int = 2 * DISTINCT) -> Row:
+def row_check(at: samples.Place, op: Op, dtype: str, columns: int, rows: int = 2 * DISTINCT) -> Row:
     """Errors within their bounds; the same bits for the same row, whatever surrounds it, lies where, and serves it."""
     six = op.sample(dtype, columns)
     many = repeated(six, rows)
@@ -299,7 +299,7 @@ def borders(op: Op, dtype: str, device: regime.Device) -> list[int]:
 def regimes(run: Run) -> Iterator[Row]:
     """Both sides of every border between regimes, odd sizes, special values, layouts, bad targets; to the last bit."""
     here = bool(os.environ.get("XPNN_GPU_CHECK_HOST"))  # on the CPU: a taste
-    with testing.place("cupy") as at:
+    with samples.place("cupy") as at:
         device = machine.current.device()
         todo: list[tuple[str, Callable[[], Row | None]]] = []
         for dtype in run.mine(dtypes()[:1] if here else dtypes()):
@@ -313,7 +313,7 @@ def regimes(run: Run) -> Iterator[Row]:
         yield from attempts(run, todo)
 
 
-def bad_targets(at: testing.Place, dtype: str, columns: int) -> None:
+def bad_targets(at: samples.Place, dtype: str, columns: int) -> None:
     """A class that there is not gives NaN and no gradient in its row alone; an ignored one nothing; a check finds it."""
     op = OPS[1]
     sample = op.sample(dtype, columns)
@@ -341,7 +341,7 @@ def bad_targets(at: testing.Place, dtype: str, columns: int) -> None:
     raise AssertionError("no IndexError with XPNN_CHECK=1")
 
 
-def integer_targets(at: testing.Place, dtype: str) -> None:
+def integer_targets(at: samples.Place, dtype: str) -> None:
     """Every integer dtype gives the same bits."""
     op = OPS[1]
     sample = op.sample(dtype, 100)
@@ -351,7 +351,7 @@ def integer_targets(at: testing.Place, dtype: str) -> None:
         require(same_bits(expected, at.back(op(given))), f"other bits with {name}")
 
 
-def elementwise(at: testing.Place, dtype: str) -> Row:
+def elementwise(at: samples.Place, dtype: str) -> Row:
     """Activations, forward and backward, of sizes and places that do not fit 16 bytes, and in place."""
     worst = 0.0
     for kernel, size in ((xpnn.relu, 1), (xpnn.tanh, 1001), (xpnn.sigmoid, 8191)):

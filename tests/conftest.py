@@ -63,6 +63,17 @@ def _same_numbers(request: pytest.FixtureRequest) -> None:
 # --- backends and libraries ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def machine() -> Iterator[Any]:
+    """The CPU in a GPU's place, for CUDA kernels of which few rows are many."""
+    from cuda_helpers import MANY
+
+    from xpnn.backends.cupy import host
+
+    with host.running(host.Host(MANY)) as running:
+        yield running
+
+
 @pytest.fixture(params=["numpy", "numba"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend that takes NumPy arrays, chosen by name."""

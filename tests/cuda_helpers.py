@@ -9,6 +9,20 @@ from typing import Any
 import numpy as np
 
 from xpnn.backends.cupy import host
+from xpnn.backends.cupy.regime import Device
+
+MANY = Device(processors=1)  # few rows are many for so small a device: rows are not split
+A100 = Device(80, 1, 166912)
+
+
+def on_host(array: np.ndarray) -> Any:
+    """A CuPy array over host memory."""
+    return host.as_cupy(array)
+
+
+def back(array: Any) -> np.ndarray:
+    """Its values."""
+    return host.as_numpy(array).copy()
 
 
 def launch(

@@ -11,10 +11,9 @@ for independent references, which the test-suite holds for the kernels of this l
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,18 +26,15 @@ from xpnn.backends.call import collect
 from xpnn.backends.declare import trace
 from xpnn.backends.interpret import Sized, interpret
 from xpnn.backends.kernel import Kernel
-from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.kinds import Matrix
 from xpnn.backends.prepare import Given, default_given, kind_of, prepare_shapes
 from xpnn.backends.program import Program
 from xpnn.backends.trace import SubsetError
-
-Array = np.ndarray[Any, Any]
+from xpnn.samples import DTYPES, HALF, Array, Variant, is_float, place, sample, variants
 
 TOLERANCE = 4.0  # ULP beyond the composed formula's own error: exp, log and a quotient may each be off by one
 GRADIENT_TOLERANCE = 2.0**27  # ULP of float64, about 3e-8: what central differences can see
 SHAPES = ((1, 1), (4, 7), (3, 37), (40, 10), (3, 5000))
-HALF = ("float16", "bfloat16")
-DTYPES = ("float32", "float64")
 # bits of the significand, the smallest normal number, the largest
 _FORMATS = {
     "float16": (11, 2.0**-14, 65504.0),
@@ -48,99 +44,6 @@ _FORMATS = {
 }
 STEP = 1e-6  # of central differences in float64
 _WIDER = {"float16": np.float64, "bfloat16": np.float64, "float32": np.float64, "float64": np.longdouble}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to call a kernel: options, which optional inputs are passed, and what an input of two kinds is."""
-
-    options: tuple[tuple[str, Any], ...]
-    optional: tuple[str, ...]
-    full: tuple[str, ...]
-
-    def __str__(self) -> str:
-        parts = [f"{n}={getattr(v, '__name__', v)}" for n, v in self.options]
-        return ", ".join([*parts, *self.optional, *(f"{n} as probabilities" for n in self.full)]) or "-"
-
-
-def variants(kernel: Kernel) -> Iterator[Variant]:
-    """The variants that a check goes through: every set of options with two of the ways to pass the inputs, in turn."""
-    d = kernel.declaration
-    optional = tuple(n for n, i in d.inputs.items() if i.optional)
-    two = tuple(n for n, i in d.inputs.items() if Index in i.kinds and Full in i.kinds)
-    ways = list(dict.fromkeys(itertools.product(((), optional), ((), two))))
-    for k, options in enumerate(d.variants):
-        for present, full in dict.fromkeys((ways[k % len(ways)], ways[(k + 1) % len(ways)])):
-            yield Variant(tuple(options.items()), present, full)
-
-
-def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str, seed: int) -> dict[str, Array]:
-    """Random inputs; rows of every second sample lie near ±1e4, or over many magnitudes for element-wise kernels."""
-    d, rng = kernel.declaration, np.random.default_rng(seed)
-    rows, columns = shape
-    units = 11  # of a layer
-    matrices = any(Matrix in i.kinds for i in d.inputs.values())
-    arrays: dict[str, Array] = {}
-    for name, i in d.inputs.items():
-        if i.optional and name not in variant.optional:
-            continue
-        kind = Full if name in variant.full else i.kinds[0]
-        if kind is Index:
-            arrays[name] = rng.integers(0, columns, rows)
-            if "ignore_index" in d.options and rows > 2:
-                arrays[name][rows // 2] = d.options["ignore_index"]
-            continue
-        extent = {
-            Full: shape, Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units if matrices else columns,),
-        }[kind]  # fmt: skip
-        value = 3 * rng.standard_normal(extent)
-        domain = d.domain.get(name, "real")
-        if domain == "positive":
-            value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504
-        elif domain == "simplex":
-            value = np.exp(value) / np.sum(np.exp(value), axis=-1, keepdims=True)
-        elif kind is Full and seed % 2:
-            if kernel.has_axis:
-                far = 16.0 if dtype in HALF else 1e4  # where neighbours are still told apart
-                value += rng.choice([-far, 0.0, far], (rows, 1))
-            elif not matrices:
-                value *= 10.0 ** rng.uniform(-4, 1.5, extent)
-        arrays[name] = np.asarray(value, numpy_dtype(dtype))
-    return arrays
-
-
-def _is_float(a: Array) -> bool:
-    return bool(a.dtype.kind == "f" or a.dtype.name == "bfloat16")
-
-
-class Place(NamedTuple):
-    """Where a backend's arrays lie: how they get there and back, and what that is called."""
-
-    name: str
-    there: Callable[[Array], Any]
-    back: Callable[[Any], Array]
-
-
-@contextlib.contextmanager
-def place(backend: str) -> Iterator[Place]:
-    """Within a `with` block, the backend in force, and the place of its arrays.
-
-    "cupy" runs on the GPU; where there is none, on the CPU through a C++ compiler (`xpnn.backends.cupy.host`).
-    """
-    with choice.use_backend(backend), contextlib.ExitStack() as stack:
-        if backend != "cupy":
-            yield Place("CPU", lambda a: a, np.asarray)
-            return
-        from xpnn.backends.cupy import host, machine
-
-        if machine.present() and machine.current.name == "GPU":
-            import cupy
-
-            yield Place("GPU", cupy.asarray, cupy.asnumpy)
-        else:
-            if machine.current.name == "GPU":
-                stack.enter_context(host.running())
-            yield Place("CPU for a GPU", host.as_cupy, lambda a: host.as_numpy(a).copy())
 
 
 # --- one comparison ------------------------------------------------------------------------------------------------------
@@ -170,12 +73,12 @@ def _compute(
 
 def _floats(kernel: Kernel, arrays: dict[str, Array]) -> tuple[str, ...]:
     """The inputs that have a gradient."""
-    names = tuple(n for n in kernel.declaration.inputs if n in arrays and _is_float(arrays[n]))
+    names = tuple(n for n in kernel.declaration.inputs if n in arrays and is_float(arrays[n]))
     return kernel.declaration.default_wrt or names
 
 
 def _with(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
-    return {n: a.astype(dtype) if _is_float(a) else a for n, a in arrays.items()}
+    return {n: a.astype(dtype) if is_float(a) else a for n, a in arrays.items()}
 
 
 def given_for_backward(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], seed: int) -> dict[str, Array]:
@@ -322,12 +225,12 @@ def _blind(
             spoilt.flat[order[len(order) // 2]] = 0
             if truth.excess(results | {name: spoilt})[2] <= 0:
                 return f"{name} with its median element zeroed"
-    first = next((n for n, a in arrays.items() if a.ndim == 2 and _is_float(a)), None)
+    first = next((n for n, a in arrays.items() if a.ndim == 2 and is_float(a)), None)
     if first is None or min(arrays[first].shape) < 2:
         return ""
-    for what, place in (("column", np.s_[..., 0]), ("row", np.s_[0])):
+    for what, at in (("column", np.s_[..., 0]), ("row", np.s_[0])):
         spoilt = arrays[first].copy()
-        spoilt[place] = spoilt[..., 1] if what == "column" else spoilt[1]
+        spoilt[at] = spoilt[..., 1] if what == "column" else spoilt[1]
         if truth.excess(_compute(kernel, direction, arrays | {first: spoilt}, options, "numpy"))[2] <= 0:
             return f"a {what} read in its neighbour's place"
     return ""

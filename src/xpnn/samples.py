@@ -1,0 +1,114 @@
+"""What checks run on: ways to call a kernel, random arrays for them, and where a backend's arrays lie."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpnn.backends import choice
+from xpnn.backends.arrays import numpy_dtype
+from xpnn.backends.kernel import Kernel
+from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+
+Array = np.ndarray[Any, Any]
+
+HALF = ("float16", "bfloat16")
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to call a kernel: options, which optional inputs are passed, and what an input of two kinds is."""
+
+    options: tuple[tuple[str, Any], ...]
+    optional: tuple[str, ...]
+    full: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{n}={getattr(v, '__name__', v)}" for n, v in self.options]
+        return ", ".join([*parts, *self.optional, *(f"{n} as probabilities" for n in self.full)]) or "-"
+
+
+def variants(kernel: Kernel) -> Iterator[Variant]:
+    """The variants that a check goes through: every set of options with two of the ways to pass the inputs, in turn."""
+    d = kernel.declaration
+    optional = tuple(n for n, i in d.inputs.items() if i.optional)
+    two = tuple(n for n, i in d.inputs.items() if Index in i.kinds and Full in i.kinds)
+    ways = list(dict.fromkeys(itertools.product(((), optional), ((), two))))
+    for k, options in enumerate(d.variants):
+        for present, full in dict.fromkeys((ways[k % len(ways)], ways[(k + 1) % len(ways)])):
+            yield Variant(tuple(options.items()), present, full)
+
+
+def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str, seed: int) -> dict[str, Array]:
+    """Random inputs; rows of every second sample lie near ±1e4, or over many magnitudes for element-wise kernels."""
+    d, rng = kernel.declaration, np.random.default_rng(seed)
+    rows, columns = shape
+    units = 11  # of a layer
+    matrices = any(Matrix in i.kinds for i in d.inputs.values())
+    arrays: dict[str, Array] = {}
+    for name, i in d.inputs.items():
+        if i.optional and name not in variant.optional:
+            continue
+        kind = Full if name in variant.full else i.kinds[0]
+        if kind is Index:
+            arrays[name] = rng.integers(0, columns, rows)
+            if "ignore_index" in d.options and rows > 2:
+                arrays[name][rows // 2] = d.options["ignore_index"]
+            continue
+        extent = {
+            Full: shape, Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units if matrices else columns,),
+        }[kind]  # fmt: skip
+        value = 3 * rng.standard_normal(extent)
+        domain = d.domain.get(name, "real")
+        if domain == "positive":
+            value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504
+        elif domain == "simplex":
+            value = np.exp(value) / np.sum(np.exp(value), axis=-1, keepdims=True)
+        elif kind is Full and seed % 2:
+            if kernel.has_axis:
+                far = 16.0 if dtype in HALF else 1e4  # where neighbours are still told apart
+                value += rng.choice([-far, 0.0, far], (rows, 1))
+            elif not matrices:
+                value *= 10.0 ** rng.uniform(-4, 1.5, extent)
+        arrays[name] = np.asarray(value, numpy_dtype(dtype))
+    return arrays
+
+
+def is_float(a: Array) -> bool:
+    return bool(a.dtype.kind == "f" or a.dtype.name == "bfloat16")
+
+
+class Place(NamedTuple):
+    """Where a backend's arrays lie: how they get there and back, and what that is called."""
+
+    name: str
+    there: Callable[[Array], Any]
+    back: Callable[[Any], Array]
+
+
+@contextlib.contextmanager
+def place(backend: str) -> Iterator[Place]:
+    """Within a `with` block, the backend in force, and the place of its arrays.
+
+    "cupy" runs on the GPU; where there is none, on the CPU through a C++ compiler (`xpnn.backends.cupy.host`).
+    """
+    with choice.use_backend(backend), contextlib.ExitStack() as stack:
+        if backend != "cupy":
+            yield Place("CPU", lambda a: a, np.asarray)
+            return
+        from xpnn.backends.cupy import host, machine
+
+        if machine.present() and machine.current.name == "GPU":
+            import cupy
+
+            yield Place("GPU", cupy.asarray, cupy.asnumpy)
+        else:
+            if machine.current.name == "GPU":
+                stack.enter_context(host.running())
+            yield Place("CPU for a GPU", host.as_cupy, lambda a: host.as_numpy(a).copy())
