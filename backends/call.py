@@ -83,9 +83,10 @@ class Call:
         }
         sizes |= {"R": self.frame.rows, "C": self.frame.columns}
         expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
-        self._check_out(out, {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, e)) for n, e in expected.items()})
+        public = {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, ready)) for n, e in expected.items()}
+        self._check_out(out, public)
         if self.frame.rows == 0 or self.frame.columns == 0:
-            results = self._nothing(expected)
+            results = self._nothing(expected, ready)
         else:
             targets = {n: self._target(o, ready.shapes[n]) for n, o in out.items() if n in ready.shapes}
             targets = {n: t for n, t in targets.items() if t is not None}
@@ -95,7 +96,8 @@ class Call:
             except OutOfRange as error:
                 raise self._worded(error) from None
             results = {n: v for n, v in results.items() if v is not None}
-        return {n: self._settled(n, results[n], ready.shapes[n], expected[n], out.get(n)) for n in wanted if n in results}
+        with np.errstate(all="ignore"):  # what is too large for half precision becomes an infinity
+            return {n: self._settled(n, results[n], ready, expected[n], out.get(n)) for n in wanted if n in results}
 
     def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
         source = self.kernel.declaration.gradients.get(name)
@@ -103,13 +105,16 @@ class Call:
             return tuple(self.raw[source].shape)
         return self.frame.result_shape(shape, canonical)
 
-    def dtype_of(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A result's dtype, given its canonical shape."""
-        return wide_dtype(self.xp, self.dtype) if self.kernel.declaration.is_wide(name, shape[1] == 1) else self.dtype
+    def dtype_of(self, name: str, ready: Prepared) -> Any:
+        """A result's dtype."""
+        if name in ready.integers:
+            return np.dtype(np.int64) if self.lib in WRITABLE else self.xp.asarray(0).dtype
+        wide = self.kernel.declaration.is_wide(name, ready.shapes[name][1] == 1)
+        return wide_dtype(self.xp, self.dtype) if wide else self.dtype
 
-    def _settled(self, name: str, value: Any, shape: Shape, expected: tuple[int, ...], out: Any) -> Any:
+    def _settled(self, name: str, value: Any, ready: Prepared, expected: tuple[int, ...], out: Any) -> Any:
         """A result in the caller's shape and dtype, in `out` if there is one."""
-        xp = self.xp
+        xp, shape = self.xp, ready.shapes[name]
         source = self.kernel.declaration.gradients.get(name)
         value = xp.broadcast_to(value, expected) if tuple(np.shape(value)) != expected else value
         target = self.public_shape(name, shape, expected)
@@ -118,7 +123,7 @@ class Call:
             value = _unbroadcast(xp, value, target)
             if value.dtype != self.raw[source].dtype:
                 value = xp.astype(value, self.raw[source].dtype)
-        elif value.dtype != (dtype := self.dtype_of(name, expected)):
+        elif value.dtype != (dtype := self.dtype_of(name, ready)):
             value = xp.astype(value, dtype)
         if out is None:
             return value[()] if target == () and self.lib == "numpy" else value
@@ -126,7 +131,7 @@ class Call:
             out[...] = value
         return out
 
-    def _nothing(self, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    def _nothing(self, expected: Mapping[str, tuple[int, ...]], ready: Prepared) -> dict[str, Any]:
         """Results where there are no rows or no columns."""
         empty: dict[str, Any] = {}
         for name, shape in expected.items():
@@ -140,7 +145,7 @@ class Call:
                     )
                 )
             mean = shape == (1, 1) and self.options.get("reduction") == "mean" and name in self.kernel.declaration.outputs
-            empty[name] = self.xp.full(shape, math.nan if mean else 0.0, dtype=self.dtype_of(name, shape))
+            empty[name] = self.xp.full(shape, math.nan if mean else 0, dtype=self.dtype_of(name, ready))
         return empty
 
     def _target(self, out: Any, shape: Shape) -> Any:
@@ -291,10 +296,17 @@ def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
-    results = call.run(d.outputs, outs(what, d.outputs, bound.out))
+    made = made_by(call)
+    results = call.run(made, outs(what, made, bound.out))
     if set(kwargs) <= {"out"}:
-        remember(call, "forward", args, d.outputs, d.outputs)
-    return single(tuple(results[n] for n in d.outputs))
+        remember(call, "forward", args, made, made)
+    return single(tuple(results[n] for n in made))
+
+
+def made_by(call: Call) -> tuple[str, ...]:
+    """The outputs that there are for the options given: a formula returns None for the others."""
+    shapes = prepare_shapes(call.kernel, call.given, call.options)
+    return tuple(n for n in call.kernel.declaration.outputs if n in shapes)
 
 
 def _float_inputs(call: Call) -> tuple[str, ...]:
@@ -314,16 +326,18 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     call = collect(kernel, what, bound, {})
     wrt = tuple("d" + n for n in _float_inputs(call))
     roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, call.given, call.options).items()}
-    cotangents: Given = {"d" + n: (roles[n], "float") for n in d.outputs}
-    everything: Given = call.given | {n: (roles[n], "float") for n in (*d.outputs, *d.saved)} | cotangents
+    made = made_by(call)
+    differentiable = tuple(n for n in d.differentiable if n in made)
+    cotangents: Given = {"d" + n: (roles[n], "float") for n in differentiable}
+    everything: Given = call.given | {n: (roles[n], "float") for n in roles} | cotangents
     reads = backward_reads(kernel, everything, call.options, wrt)
     for n in reads & call.raw.keys():
-        for o in outs(what, d.outputs, bound.out).values():
+        for o in outs(what, made, bound.out).values():
             if call.lib in WRITABLE and library(o) == call.lib and np.may_share_memory(memory(o), memory(call.raw[n])):
                 raise ValueError(wrong(what, "out", f"the memory of {n}", f"other memory: the pullback reads {n}"))
-    keep = tuple(n for n in (*d.outputs, *d.saved) if n in reads)
-    wanted = (*d.outputs, *(n for n in keep if n not in d.outputs))
-    results = call.run(wanted, outs(what, d.outputs, bound.out))
+    keep = tuple(n for n in (*made, *d.saved) if n in reads)
+    wanted = (*made, *(n for n in keep if n not in made))
+    results = call.run(wanted, outs(what, made, bound.out))
     saved = {
         n: call.frame.canonical(call.xp, np.asarray(results[n]) if call.lib == "numpy" else results[n], roles[n]) for n in keep
     }
@@ -335,23 +349,24 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     order = tuple(n for n in d.backward_parameters if n not in d.options)
     # the same calls as `backward` would get; it has a short way for some
     usual = set(kwargs) <= {"out"} and len(d.inputs) == len(d.outputs) == 1 and set(order) == {*cached, *cotangents}
-    shapes_out = {n: tuple(np.shape(results[n])) for n in d.outputs}
-    value = single(tuple(results[n] for n in d.outputs))
+    shapes_out = {n: tuple(np.shape(results[n])) for n in differentiable}
+    value = single(tuple(results[n] for n in made))
     del results  # what the pullback does not need is not kept alive by it
     call = Call(kernel, what, call.xp, call.lib, call.dtype, {}, {}, call.frame, {}, call.options)
 
     def pullback(*dy: Any, out: Any = None) -> Any:
         """The gradients for cotangents of the outputs."""
         label = f"{what} pullback"
-        if len(dy) != len(d.outputs):
-            raise TypeError(f"{label}: takes {len(d.outputs)} cotangents, got {len(dy)}")
+        if len(dy) != len(differentiable):
+            names = ", ".join(cotangents)
+            raise TypeError(f"{label}: takes {len(differentiable)} cotangents ({names}; None for zero), got {len(dy)}")
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
         if (fast := kernel._short_way("backward", arguments)) is not None:
             gradient = fast(*arguments, out=out)
             if gradient is not None:
                 return gradient
         given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)
-        for name, value in zip(d.outputs, dy, strict=True):
+        for name, value in zip(differentiable, dy, strict=True):
             if value is None:
                 continue
             array = accept(label, "d" + name, value, call.lib)
@@ -409,7 +424,10 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             given[n] = (i.kind("int" if is_int else "float"), "int" if is_int else "float")
     forward_task = prepare_shapes(kernel, given, bound.options)
     roles = {n: kind_of(s) for n, s in forward_task.items()}
-    roles |= {"d" + n: roles[n] for n in d.outputs}
+    roles |= {"d" + n: roles[n] for n in d.differentiable if n in roles}
+    for n in bound.arrays:
+        if n not in d.inputs and n not in roles:
+            raise TypeError(wrong(what, n, "an array", "None: there is no such output with these options"))
     call = collect(kernel, what, bound, roles)
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
     gradients = _gradients(call, names, bound.out)
@@ -435,21 +453,22 @@ def value_and_grad(
         if n not in floats:
             raise ValueError(wrong(what, "wrt", repr(n), f"floating inputs that were passed: {', '.join(floats)}"))
     gradients = tuple("d" + n for n in names)
-    ready = call.prepared((*d.outputs, *gradients))
+    made = made_by(call)
+    ready = call.prepared((*made, *gradients))
     size = {"R": math.prod(call.frame.lead), "C": call.frame.columns}
     shape = ready.shapes[d.outputs[0]]
     if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (shape[0] == "R" and call.frame.lead):
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
-    results = call.run((*d.outputs, *gradients), outs(what, gradients, bound.out))
+    results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
-        remember(call, "value_and_grad", args, (*d.outputs, *gradients), gradients)
+        remember(call, "value_and_grad", args, (*made, *gradients), gradients)
     for n in names:
         if "d" + n not in results:
             raise ValueError(wrong(what, "wrt", repr(n), f"one with a gradient: {', '.join(d.default_wrt or floats)}"))
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
-    return single(tuple(results[n] for n in d.outputs)), found[0] if alone else found
+    return single(tuple(results[n] for n in made)), found[0] if alone else found
 
 
 def explain(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -457,5 +476,6 @@ def explain(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
     d, what = kernel.declaration, kernel.__name__
     bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
-    ready = collect(kernel, what, bound, {}).prepared(d.outputs)
+    call = collect(kernel, what, bound, {})
+    ready = call.prepared(made_by(call))
     return ready.backend + (f": {ready.reason}" if ready.reason else "")

@@ -51,14 +51,24 @@ class Declaration:
     backward_parameters: tuple[str, ...] = field(default=())
 
     def cotangents(self) -> tuple[str, ...]:
-        return tuple("d" + name for name in self.outputs)
+        """The cotangents that the backward reads, the first output's in any case."""
+        return tuple("d" + n for n in self.differentiable)
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The outputs that have a cotangent."""
+        return tuple(n for k, n in enumerate(self.outputs) if k == 0 or "d" + n in self.backward_parameters)
 
     def is_wide(self, name: str, narrow: bool) -> bool:
-        """Whether half precision is too little for a result: a loss, its cotangent, or a number saved for each row.
+        """Whether half precision is too little for an array, and float32 is used in its place.
 
-        An output is a loss by its name, "loss".
+        So it is for a loss (an output of that name) and its cotangent, and for what there is one of in a row (`narrow`): saved
+        values, and beside a loss all others.
         """
-        return (name == "loss" and name in self.outputs) or name == "dloss" or (name in self.saved and narrow)
+        if name in self.saved:
+            return narrow
+        source = self.gradients.get(name) or name.removeprefix("d")
+        return "loss" in self.outputs and (narrow or name == "loss" or source == "loss")
 
     @functools.cached_property
     def gradients(self) -> dict[str, str]:
@@ -125,7 +135,7 @@ def parse(
 def parse_backward(declaration: Declaration, formula: Formula) -> None:
     """Attach a backward formula; each parameter must be something that is known by then."""
     d = declaration
-    known = {*d.inputs, *d.options, *d.outputs, *d.saved, *d.cotangents()}
+    known = {*d.inputs, *d.options, *d.outputs, *d.saved, *("d" + n for n in d.outputs)}
     parameters = list(inspect.signature(formula).parameters)
     if not parameters or parameters[0] != "xp":
         raise TypeError(f"backward of {d.name}: the first parameter must be xp")

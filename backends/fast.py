@@ -10,9 +10,15 @@ from xpnn.backends import choice
 from xpnn.backends.arrays import FAST
 from xpnn.backends.kinds import Full, Index, Row
 from xpnn.backends.program import Shape
+from xpnn.backends.task import HALF
 
 if TYPE_CHECKING:
     from xpnn.backends.call import Call
+
+
+def _as_bits(dtype: Any) -> str:
+    """How an array of half precision enters emitted code."""
+    return ".view(uint16)" if dtype.name in HALF else ""
 
 
 _EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}
@@ -37,8 +43,9 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
             store[key] = found
         return
     e = compiled.emitted
+    dtypes = {n: np.dtype(np.int64) if kind is Index else compiled.dtypes[n] for n, kind in kinds.items() if n in e.inputs}
     known = all(
-        type(a) is np.ndarray and kinds[n] in (Full, Row, Index) and a.dtype == (np.int64 if kinds[n] is Index else call.dtype)
+        type(a) is np.ndarray and kinds[n] in (Full, Row, Index) and a.dtype == dtypes.get(n)
         for n, a in zip(kinds, args, strict=True)
     )
     results = {n: ready.shapes[n] for n in e.outputs}
@@ -77,26 +84,26 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
             lines.append(f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype: return None")
             lines.append(f"    if {a}.shape != {fits} or not {a}.flags.c_contiguous: return None")
         view = f"{a}.reshape(rows, {'columns' if kinds[n] is Full else '1'})"
-        passed.append(a if kinds[n] is Full and as_it_is else view)
+        passed.append((a if kinds[n] is Full and as_it_is else view) + _as_bits(dtypes[n]))
     shapes = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, 1): "()"}
     target = given_out[0] if len(given_out) == 1 else None
     for n, r in made.items():
         extents = _EXTENTS[results[n]]
         if n != target:
-            lines.append(f"    {r} = empty({extents}, dtype)")
+            lines.append(f"    {r} = empty({extents}, {r}_dtype)")
         else:
             full_name = next(k for k, a in arrays.items() if a == first)
             alias = f"{first} is out" if (n, full_name) not in e.unsafe else "False"
             shared = " or ".join(f"may_share_memory(out, {a})" for a in arrays.values())
             lines += [
-                f"    if out is None: {r} = empty({extents}, dtype)",
+                f"    if out is None: {r} = empty({extents}, {r}_dtype)",
                 "    else:",
-                "        if type(out) is not ndarray or out.dtype is not dtype: return None",
+                f"        if type(out) is not ndarray or out.dtype is not {r}_dtype: return None",
                 f"        if out.shape != {shapes[results[n]]} or not out.flags.c_contiguous: return None",
                 f"        if not out.flags.writeable or ({shared}) and not ({alias}): return None",
                 f"        {r} = out.reshape({extents})",
             ]
-        passed.append(r)
+        passed.append(r + _as_bits(compiled.dtypes[n]))
     if target is None:
         lines.insert(1, "    if out is not None: return None")
     values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
@@ -110,7 +117,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
     lines.append(f"    return {', '.join(returned.values())}")
     scope = {f"{a}_dtype": given.dtype for a, given in zip(arrays.values(), args, strict=True)} | values
-    scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "dtype": call.dtype}
+    scope |= {f"{r}_dtype": compiled.dtypes[n] for n, r in made.items()}
+    scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "uint16": np.uint16}
     scope |= {"entry": compiled.call, "run": compiled.direct, "limit": compiled.serial_below}
     scope["checked"] = call.kernel._checked
     exec("\n".join(lines), scope)

@@ -73,16 +73,16 @@ def kind_of(shape: Shape) -> type[Kind]:
     return Matrix
 
 
-def result_shapes(job: Task) -> dict[str, Shape]:
-    """The symbolic shape of each result."""
+def results_of(job: Task) -> tuple[dict[str, Shape], frozenset[str]]:
+    """The symbolic shape of each result, and those that are integers."""
     try:
-        program = job.program()
+        outputs = job.program().outputs
     except SubsetError:
-        return _shapes_by_trial(job)
-    return {n: node.shape for n, node in program.outputs.items()}
+        return _results_by_trial(job)
+    return {n: node.shape for n, node in outputs.items()}, frozenset(n for n, node in outputs.items() if node.dtype == "int")
 
 
-def _shapes_by_trial(job: Task) -> dict[str, Shape]:
+def _results_by_trial(job: Task) -> tuple[dict[str, Shape], frozenset[str]]:
     """The same for a kernel that cannot be traced: run it on small arrays of telling sizes."""
     from xpnn.backends.composed import Shim
 
@@ -95,17 +95,19 @@ def _shapes_by_trial(job: Task) -> dict[str, Shape]:
     with np.errstate(all="ignore"):
         results = evaluate(job.declaration, Shim(np, "cpu"), values, {**job.static, **job.numbers}, job.wanted)
     symbols: dict[int, Any] = {7: "R", 11: "C", 1: 1}
-    shapes = {n: np.shape(v) or (1, 1) for n, v in results.items() if v is not None}
-    return {n: (symbols[s[0]], symbols[s[1]]) for n, s in shapes.items()}
+    arrays = {n: np.atleast_2d(v) for n, v in results.items() if v is not None}
+    shapes = {n: (symbols[a.shape[0]], symbols[a.shape[1]]) for n, a in arrays.items()}
+    return shapes, frozenset(n for n, a in arrays.items() if a.dtype.kind in "iu" and shapes[n] == ("R", 1))
 
 
 @dataclass
 class Prepared:
-    """A task made executable, and where it runs."""
+    """A task made executable, and where it runs. `integers` are the results that are none of floats."""
 
     job: Task
     execute: Executable
     shapes: dict[str, Shape]
+    integers: frozenset[str]
     symbols: dict[str, Shape]
     backend: str
     reason: str
@@ -143,7 +145,7 @@ def prepare(
             symbols = {n: node.shape for n, node in job.program().inputs.items()}
         except SubsetError:
             symbols = {}
-        found = Prepared(job, execute, result_shapes(job), symbols, chosen.name, reason)
+        found = Prepared(job, execute, *results_of(job), symbols, chosen.name, reason)
         kernel._tasks[key] = found
     return found
 
@@ -151,7 +153,7 @@ def prepare(
 def prepare_shapes(kernel: Kernel, given: Given, options: Mapping[str, Any]) -> dict[str, Shape]:
     """The symbolic shapes of all outputs and saved values."""
     d = kernel.declaration
-    return _remembered(kernel, "shapes", given, options, (*d.outputs, *d.saved), result_shapes)
+    return _remembered(kernel, "shapes", given, options, (*d.outputs, *d.saved), lambda job: results_of(job)[0])
 
 
 def backward_reads(kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tuple[str, ...]) -> set[str]:
@@ -201,14 +203,15 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
         else:
             raise TypeError(f"{what}: got an unexpected option {n!r}")
     gradients = tuple("d" + n for n, (kind, kind_dtype) in given.items() if kind_dtype == "float")
+    made = tuple(n for n in d.outputs if n in prepare_shapes(kernel, given, merged))
     if direction == "forward":
-        wanted = d.outputs
+        wanted = made
     elif direction in ("backward", "value_and_grad"):
         needs_backward(kernel)
         wanted = (
             gradients
             if direction == "backward"
-            else (*d.outputs, *(f"d{n}" for n in d.default_wrt or [g[1:] for g in gradients]))
+            else (*made, *(f"d{n}" for n in d.default_wrt or [g[1:] for g in gradients]))
         )
     else:
         raise ValueError(wrong(what, "direction", repr(direction), "'forward', 'backward' or 'value_and_grad'"))
@@ -216,7 +219,7 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
         roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, given, merged).items()}
         known = {n: (roles[n], "float") for n in d.backward_parameters if n in roles}
         given = {n: g for n, g in given.items() if n in d.backward_parameters} | known  # type: ignore[assignment]
-        given |= {"d" + n: (roles[n], "float") for n in d.outputs}
+        given |= {"d" + n: (roles[n], "float") for n in d.differentiable if n in roles}
     with choice.use_backend(backend):
         return prepare(kernel, given, merged, wanted, "cupy" if backend == "cupy" else "numpy", dtype)
 
@@ -232,8 +235,9 @@ def source(kernel: Kernel, backend: str, dtype: str, direction: str, shape: tupl
         products = "".join(f"// {part}\n" for part in parts if isinstance(part, str))
         loops = [part for part in parts if isinstance(part, Emitted)]
         return products + (unit(loops) if loops else "")
-    ready = example_task(kernel, dtype, direction, options, "numba")
-    return choice.backend("numba").source(ready.job.program(), dtype)  # type: ignore[attr-defined, no-any-return]
+    job = example_task(kernel, dtype, direction, options, "numba").job
+    program = job.program()
+    return choice.backend("numba").source(program, dtype, job.wide(program))  # type: ignore[attr-defined, no-any-return]
 
 
 def cuda(kernel: Kernel, dtype: str, direction: str, shape: Any, options: dict[str, Any], device: Any = None) -> list[Any]:

@@ -67,7 +67,8 @@ class Task:
     def wide(self, program: Program) -> set[str]:
         """The inputs and outputs of the program that are of what half precision is computed in."""
         arrays = program.inputs | program.outputs
-        return {n for n, node in arrays.items() if self.declaration.is_wide(n, node.shape[1] == 1)}
+        floats = {n: node for n, node in arrays.items() if node.dtype == "float"}
+        return {n for n, node in floats.items() if self.declaration.is_wide(n, node.shape[1] == 1)}
 
     def fusible(self, name: str, library: str, arrays: str, dtypes: Collection[str]) -> Program:
         """The traced program, for a backend that fuses some dtypes of one library.

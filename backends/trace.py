@@ -93,8 +93,10 @@ class Trace:
         stored: dict[str, Node] = {}
         for key, value in outputs.items():
             node = settle(self.lift(value).node)
-            if node.is_leaf or node in stored.values():  # an array of its own
-                node = Node("cast", (node,), node.shape, node.dtype)
+            # results are floats, but for the number of a column in each row
+            dtype: DType = "int" if node.dtype == "int" and node.shape[0] != 1 == node.shape[1] else "float"
+            if node.is_leaf or node in stored.values() or node.dtype != dtype:  # an array of its own
+                node = Node("cast", (node,), node.shape, dtype)
             stored[key] = node
         read = {k: settle(v.node) for k, v in inputs.items()}
         return Program(name, read, {k: settle(v.node) for k, v in options.items()}, stored, index)
@@ -365,6 +367,16 @@ class Namespace:
 
     def max(self, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Array:
         return self._row_reduction("row_max", x, axis, keepdims)
+
+    def argmax(self, x: Array, *, axis: int | None = None, keepdims: bool = False) -> Array:
+        """The first column that holds the row's maximum, or NaN.
+
+        Found as a maximum of numbers that fall from left to right, which float32 tells apart in rows of up to 2**24.
+        """
+        found = (x == self.max(x, axis=axis, keepdims=keepdims)) | self.isnan(x)
+        columns = x.shape[-1]
+        last = self.max(self.where(found, columns - self.arange(columns), 0.0), axis=axis, keepdims=keepdims)
+        return self._trace.apply("cast", columns - last, dtype="int")
 
     def take_along_axis(self, x: Array, index: Array, *, axis: int = -1) -> Array:
         """One value of each row; NaN where the index lies outside."""

@@ -66,7 +66,7 @@ def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
         run: Callable[..., Any] = kernel if case.direction == "forward" else kernel.value_and_grad
         if case.direction == "backward":
             _, run = kernel.vjp(*args, **options)
-            args, options = [arrays["d" + n] for n in kernel.declaration.outputs], {}
+            args, options = [arrays["d" + n] for n in kernel.declaration.outputs if "d" + n in arrays], {}
         if backend == "numba":
             first = run(*args, **options)
             out = _buffers(first[1] if case.direction == "value_and_grad" else first)

@@ -10,22 +10,42 @@ Array = np.ndarray[Any, Any]
 
 
 def cross_entropy(
-    logits: Array, target: Array, weight: Array | None = None, *, reduction: str = "mean", label_smoothing: float = 0.0
-) -> Array:
-    """Row by row, as PyTorch documents it."""
+    logits: Array,
+    target: Array,
+    weight: Array | None = None,
+    row_scale: Any = 1.0,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float = np.inf,
+    return_lse: bool = False,
+    return_argmax: bool = False,
+    return_accuracy: bool = False,
+) -> Any:
+    """Row by row, as PyTorch documents it; what PyTorch lacks, by its definition."""
     columns = logits.shape[-1]
     w = np.ones(columns) if weight is None else weight
-    log_p = logits - sp.logsumexp(logits, axis=-1, keepdims=True)
+    logits = softcap * (1 - 2 / (np.exp(2 * logits / softcap) + 1)) if np.isfinite(softcap) else logits
+    lse = sp.logsumexp(logits, axis=-1)
+    log_p = logits - lse[..., None]
+    best = np.array([next(j for j in range(columns) if row[j] == row.max()) for row in logits])
     if target.dtype.kind == "f":
         mixed = (1 - label_smoothing) * target + label_smoothing / columns
         losses, mass = -(w * mixed * log_p).sum(-1), len(logits)
+        counts, own = np.full(len(logits), True), target.argmax(-1)
     else:
         counts = target != -100
         safe = np.where(counts, target, 0)
         own = -w[safe] * log_p[np.arange(len(logits)), safe]
-        losses = np.where(counts, (1 - label_smoothing) * own - label_smoothing / columns * (w * log_p).sum(-1), 0.0)
-        mass = w[safe][counts].sum()
-    return losses if reduction == "none" else losses.sum() / (mass if reduction == "mean" else 1.0)
+        losses = (1 - label_smoothing) * own - label_smoothing / columns * (w * log_p).sum(-1)
+        mass, own = w[safe][counts].sum(), safe
+    losses = np.where(counts, row_scale * (losses + z_loss * lse**2), 0.0)
+    loss = losses if reduction == "none" else losses.sum() / (mass if reduction == "mean" else 1.0)
+    asked = {"lse": (return_lse, np.where(counts, lse, 0.0)), "argmax": (return_argmax, best)}
+    asked["accuracy"] = (return_accuracy, np.mean((best == own)[counts]))
+    more = tuple(value for wanted, value in asked.values() if wanted)
+    return (loss, *more) if more else loss
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, *, activation: Any = None) -> Array:

@@ -27,7 +27,7 @@ CASES = [
 def test_vectorises(name: str, direction: str, dtype: str) -> None:
     """Every load of a row, sum, product and comparison works on a whole register."""
     job = example_task(getattr(xpnn, name), dtype, direction, {}, "numba").job
-    text = emit.emit(job.program(), dtype, "compiled afresh, for its assembly").text
+    text = emit.emit(job.program(), dtype, (), "compiled afresh, for its assembly").text
     call = cache.load(f"assembly_{name}_{direction}", text.replace(", cache=True", "")).call
     (assembly,) = call.inspect_asm().values()
     kind = "ps" if dtype == "float32" else "pd"

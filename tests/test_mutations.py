@@ -98,7 +98,7 @@ def test_a_skipped_tail_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) ->
     arrays = sample(kernel, variant, (3, 37), "float32", 0)
     truth = truth_of(kernel, "forward", arrays, {}, "float32")
     program = record(kernel, arrays, {}, tuple(truth.exact)).program
-    emitted = emit.emit(program, "float32", "a mutant")
+    emitted = emit.emit(program, "float32", (), "a mutant")
     broken = emitted.text.replace("n = C % W", "n = 0").replace("n = (stop - start) % W", "n = 0")
     assert broken != emitted.text
     result = np.zeros((3, 37) if name not in ("logsumexp",) else (3, 1), np.float32)

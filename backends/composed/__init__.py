@@ -27,6 +27,12 @@ class Shim:
     def arange(self, stop: int) -> Any:
         return self._xp.arange(stop, device=self._device)
 
+    def argmax(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        """The first column that holds the row's maximum, or NaN, in every library."""
+        xp = self._xp
+        found = (x == xp.max(x, axis=axis, keepdims=keepdims)) | xp.isnan(x)
+        return xp.argmax(xp.astype(found, xp.int64), axis=axis, keepdims=keepdims)
+
     def take_along_axis(self, x: Any, index: Any, *, axis: int = -1) -> Any:
         """One value of each row, `x[i, index[i, 0]]`; NaN where the index lies outside."""
         xp = self._xp

@@ -107,6 +107,7 @@ def emit(
     names = safe_names([*program.inputs, *program.outputs, *program.options]) | {n: n[1:] for n in todo.scratch}
     types = dict.fromkeys((*program.inputs, *program.outputs), "T") | dict.fromkeys((*todo.scratch, *wide), "real")
     types |= {n: INTEGERS[integers[n]] for n in integers}
+    types |= {n: INTEGERS["int64"] for n, node in program.outputs.items() if node.dtype == "int"}
     context = Context(dtype, types, names, any(v > 2**30 for v in sizes.values()), sizes)
     scratch = {n: context.real * _extent(a, sizes) * _extent(b, sizes) for n, (a, b) in todo.scratch.items()}
     launches: list[Launch] = []
@@ -162,6 +163,7 @@ def unit(parts: list[Emitted]) -> str:
         f"using column_t = {'long long' if any(e.wide for e in parts) else 'int'};",
         "__device__ __forceinline__ real to_real(real v) { return v; }",
         "__device__ __forceinline__ void from_real(real& to, real v) { to = v; }",
+        "__device__ __forceinline__ void from_real(long long& to, long long v) { to = v; }",
         _NUMBERS["double" if t == "double" else "float"],
     ]
     used = [snippet(f"{name}.cuh") for name, words in _PARTS.items() if any(word in kernels for word in words)]

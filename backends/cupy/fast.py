@@ -55,7 +55,7 @@ def short_way(
         return None
     first = next(k for k, n in enumerate(names) if kinds[n] is Full)
     integers = {n: dtypes[n].name for n in names if kinds[n] is Index}
-    made = {n: loop.real if n in loop.wide else call.dtype for n in results}
+    made = loop.results
     target = given_out[0] if len(given_out) == 1 else None
     symbols = loop.program.inputs[names[first]].shape
     numbers = {("number", n): call.options[n] for n in loop.program.options}

@@ -105,6 +105,11 @@ class Loop:
         self.program, self.dtype = program, dtype
         self.real = np.dtype(np.float64 if dtype == "float64" else np.float32)
         self.wide = {n for n in wide if n in program.inputs or n in program.outputs}
+        whole = np.dtype(np.int64)
+        self.results = {
+            n: whole if node.dtype == "int" else self.real if n in wide else numpy_dtype(dtype)
+            for n, node in program.outputs.items()
+        }
         self.unsafe = plan(program).unsafe()
         self._ready: dict[Any, Ready] = {}
 
@@ -121,7 +126,7 @@ class Loop:
         results: dict[str, Any] = {}
         for n, node in program.outputs.items():
             shape = tuple(1 if s == 1 else sizes[str(s)] for s in node.shape)
-            dtype = self.real if n in self.wide else narrow
+            dtype = self.results[n]
             target = out.get(n)
             fits = target is not None and target.shape == shape and target.dtype == dtype and _adjacent(target)
             results[n] = target if fits else cupy.empty(shape, dtype)

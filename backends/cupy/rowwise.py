@@ -64,7 +64,8 @@ class RowKernel(RowPlace):
         """What there is one of in a row; one thread works it out and writes it."""
         node, own = self.pass_.stores[name], self.context.name(name)
         inner: list[str] = []
-        value = as_float(node, self._row(node, dict(scope), inner))
+        value = self._row(node, dict(scope), inner)
+        value = value if node.dtype == "int" else as_float(node, value)
         at = f"row * {own}_rows" if node.shape[0] != 1 else "0"
         inner.append(f"from_real({own}[{at}], {value});")
         return [f"if ({self.leader()}) {{", *(f"  {line}" for line in inner), "}"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.program import Loop, Program, steps
 from xpnn.backends.steps import executable
-from xpnn.backends.task import Executable, OutOfRange, Task
+from xpnn.backends.task import HALF, Executable, OutOfRange, Task
 
-DTYPES = ("float32", "float64")
+DTYPES = (*HALF, "float32", "float64")
 SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
 
 
@@ -22,35 +23,42 @@ class Numba:
 
     def prepare(self, job: Task) -> Executable:
         program = job.fusible(self.name, "numpy", "NumPy", DTYPES)
-        return compile_program(program, job.dtype)
+        return compile_program(program, job.dtype, job.wide(program))
 
-    def source(self, program: Program, dtype: str) -> str:
+    def source(self, program: Program, dtype: str, wide: Collection[str]) -> str:
         """The modules that a program becomes, as text."""
         parts = []
         for step in steps(program):
             if isinstance(step, Loop):
-                parts.append(_emitted(step.program, dtype).text)
+                parts.append(_emitted(step.program, dtype, wide).text)
             else:
                 left, right = (f"{n}.T" if t else n for n, t in zip((step.left, step.right), step.transpose, strict=True))
                 parts.append(f"# {step.result} = np.matmul({left}, {right}), by NumPy's BLAS\n")
         return "\n".join(parts)
 
 
-def _emitted(program: Program, dtype: str) -> Any:
+def _emitted(program: Program, dtype: str, wide: Collection[str]) -> Any:
     from xpnn.backends.numba.emit import emit
 
     outputs = ", ".join(program.outputs)
-    return emit(program, dtype, f"xpnn: {program.name} ({outputs}), {dtype}. Emitted from this program:")
+    return emit(program, dtype, wide, f"xpnn: {program.name} ({outputs}), {dtype}. Emitted from this program:")
 
 
 class Compiled:
-    """One loop, compiled. `direct` takes canonical arrays with adjacent columns, in the emitted order."""
+    """One loop, compiled.
 
-    def __init__(self, program: Program, dtype: str) -> None:
+    `direct` takes canonical arrays with adjacent columns, in the emitted order; half precision as 16-bit integers.
+    """
+
+    def __init__(self, program: Program, dtype: str, wide: Collection[str]) -> None:
         from xpnn.backends.numba import cache
 
-        self.program, self.dtype = program, np.dtype(dtype)
-        self.emitted = _emitted(program, dtype)
+        self.program = program
+        own, computed = numpy_dtype(dtype), np.dtype("float32" if dtype in HALF else dtype)
+        kinds = {"float": own, "int": np.dtype(np.int64), "bool": np.dtype(bool)}
+        arrays = program.inputs | program.outputs
+        self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
+        self.emitted = _emitted(program, dtype, wide)
         self.call = cache.load(program.name, self.emitted.text).call
         self.serial_below = SERIAL_BELOW // self.emitted.work
         self.unsafe = self.emitted.unsafe
@@ -69,7 +77,7 @@ class Compiled:
         self, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
     ) -> dict[str, np.ndarray[Any, Any]]:
         e = self.emitted
-        inputs = {n: _readable(arrays[n], self.program.inputs[n].dtype, self.dtype) for n in e.inputs}
+        inputs = {n: _readable(arrays[n], self.dtypes[n]) for n in e.inputs}
         sizes = _sizes(self.program, inputs)
         results: dict[str, np.ndarray[Any, Any]] = {}
         copies: dict[str, np.ndarray[Any, Any]] = {}
@@ -79,12 +87,12 @@ class Compiled:
             if target is not None and target.shape == shape and self._writable(name, target, inputs):
                 results[name] = target
             else:
-                results[name] = np.empty(shape, self.dtype)
+                results[name] = np.empty(shape, self.dtypes[name])
                 if target is not None:
                     copies[name] = target
         size = max((a.size for a in (*inputs.values(), *results.values())), default=1)
         values = [numbers[n] for n in e.numbers]
-        outside = self.direct(size, *inputs.values(), *results.values(), *values)
+        outside = self.direct(size, *map(bits, inputs.values()), *map(bits, results.values()), *values)
         if outside >= 0:
             name = e.index[outside % 8]
             row = outside // 8
@@ -97,9 +105,14 @@ class Compiled:
 
     def _writable(self, name: str, target: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether a loop may write straight into an array."""
-        if target.dtype != self.dtype or not _adjacent(target) or not target.flags.aligned:
+        if target.dtype != self.dtypes[name] or not _adjacent(target) or not target.flags.aligned:
             return False
         return not any((name, n) in self.emitted.unsafe and np.may_share_memory(target, a) for n, a in inputs.items())
+
+
+def bits(a: Any) -> Any:
+    """An array as emitted code takes it: half precision as integers."""
+    return a.view(np.uint16) if a.dtype.name in HALF else a
 
 
 def _adjacent(a: Any) -> bool:
@@ -107,9 +120,8 @@ def _adjacent(a: Any) -> bool:
     return bool(a.strides[1] == a.itemsize or a.shape[1] == 1)
 
 
-def _readable(a: Any, kind: str, dtype: Any) -> Any:
-    """An array as emitted code takes it; a copy only where its layout or dtype demands one."""
-    wanted = {"float": dtype, "int": np.dtype(np.int64), "bool": np.dtype(bool)}[kind]
+def _readable(a: Any, wanted: Any) -> Any:
+    """An array as emitted code can read it; a copy only where its layout or dtype demands one."""
     if a.dtype == np.uint64:  # what int64 cannot hold is out of any range
         a = np.minimum(a, np.iinfo(np.int64).max)
     if a.dtype != wanted:
@@ -128,6 +140,8 @@ def _sizes(program: Program, arrays: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def compile_program(program: Program, dtype: str) -> Executable:
+def compile_program(program: Program, dtype: str, wide: Collection[str]) -> Executable:
     """A callable that runs a program's products and loops in order."""
-    return executable(program, lambda loop: Compiled(loop, dtype), np.matmul, np.may_share_memory)
+    from xpnn.backends.numba import products
+
+    return executable(program, lambda loop: Compiled(loop, dtype, wide), products.matmul, np.may_share_memory)

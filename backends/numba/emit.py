@@ -13,23 +13,23 @@ A value that is dear to compute and needed in two phases is kept in the row of a
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from xpnn.backends.numba.expression import Context, Scalars
 from xpnn.backends.numba.stage import StageWriter
 from xpnn.backends.phases import DEAR
 from xpnn.backends.program import Node, Program, stages, substitute, walk
+from xpnn.backends.task import HALF
 
 _VOCABULARY = [
     "absolute",
-    "at",
     "columns",
     "divide",
     "exp",
     "exp_nonpositive",
     "keep",
     "least",
-    "load",
     "log",
     "logical_and",
     "logical_not",
@@ -38,15 +38,14 @@ _VOCABULARY = [
     "minimum",
     "negative",
     "peak",
-    "row",
     "spread",
     "sqrt",
-    "store",
     "tanh",
     "to_float",
     "total",
     "where",
 ]  # of xpnn.backends.numba.lanes
+_ROWS = ["row", *(what + half for what in ("at", "load", "put", "store") for half in ("", "_float16", "_bfloat16"))]  # of .rows
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
 
@@ -68,11 +67,16 @@ class Emitted:
     work: int
 
 
-def emit(program: Program, dtype: str, banner: str) -> Emitted:
-    """Write the module that computes a loop program in float32 or float64."""
+def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Emitted:
+    """Write the module that computes a loop program.
+
+    Half precision is computed in float32; of such a program's arrays, those named in `wide` are stored in float32 too.
+    """
     safe = _safe_names(program)
     renamed = _renamed(program, safe)
-    context = Context(renamed, dtype)
+    arrays = program.inputs | program.outputs
+    halves = {safe[n]: dtype for n, node in arrays.items() if dtype in HALF and node.dtype == "float" and n not in wide}
+    context = Context(renamed, "float32" if dtype in HALF else dtype, halves)
     plan = stages(renamed)
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
     writers = [StageWriter(context, stage, f"stage{k}", sums) for k, stage in enumerate(plan)]
@@ -89,8 +93,8 @@ def emit(program: Program, dtype: str, banner: str) -> Emitted:
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
     r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    + "|".join(_VOCABULARY)
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all)|(stage|number|total|sums|t)\d+"
+    + "|".join([*_VOCABULARY, *_ROWS])
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes\d*|lanes_all|row|all)|(stage|number|total|sums|kept|t)\d+"
 )
 
 
@@ -120,8 +124,10 @@ def _renamed(program: Program, names: dict[str, str]) -> Program:
 
 
 def _header(context: Context, banner: str, body: str) -> str:
-    used = sorted(n for n in _VOCABULARY if re.search(rf"\b{n}\(", body))
-    imports = [f"from xpnn.backends.numba.lanes import {', '.join(used)}"] if used else []
+    imports = []
+    for module, names in (("lanes", _VOCABULARY), ("rows", _ROWS)):
+        if used := sorted(n for n in names if re.search(rf"\b{n}\(", body)):
+            imports.append(f"from xpnn.backends.numba.{module} import {', '.join(used)}")
     return "\n".join(
         [
             f'"""{banner}',
@@ -132,8 +138,7 @@ def _header(context: Context, banner: str, body: str) -> str:
             "import numpy as np",
             "from numba import njit, types",
             "",
-            *imports,
-            "from xpnn.backends.numba.launch import launch, signature",
+            *sorted([*imports, "from xpnn.backends.numba.launch import launch, signature"]),
             "",
             f"f, real = np.{context.dtype}, types.{context.dtype}",
             f"W = {16 if context.dtype == 'float32' else 8}  # lanes",
@@ -144,7 +149,8 @@ def _header(context: Context, banner: str, body: str) -> str:
 def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str]) -> list[str]:
     """The entry point: check the indices, run the stages, finish the sums, write the numbers."""
     p = context.program
-    codes = ["i", "i", *(f"r{_CODES[n.dtype]}" for n in p.inputs.values()), *("wf" for _ in p.outputs)]
+    codes = ["i", "i", *(f"r{'h' if name in context.halves else _CODES[n.dtype]}" for name, n in p.inputs.items())]
+    codes += [f"w{'h' if name in context.halves else _CODES[n.dtype]}" for name, n in p.outputs.items()]
     codes += [_CODES[n.dtype] for n in p.options.values()]
     body = [f"{context.extent(s)} = {source}" for s, source in context.extents.items()]
     for k, (name, exempt) in enumerate(p.index.items()):
@@ -161,7 +167,7 @@ def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str]) -
     for name, node in p.outputs.items():
         if node.shape == (1, 1):
             lines, value = scalars.value(node)
-            body += [*lines, f"{name}[0, 0] = {value}"]
+            body += [*lines, context.put(name, "0", "0", value)]
     return [
         f'@njit(signature(real, "{" ".join(codes)}"), nogil=True, error_model="numpy", cache=True)',
         f"def call({', '.join(['runner', 'threads', *p.inputs, *p.outputs, *p.options])}):",

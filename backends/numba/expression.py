@@ -28,12 +28,12 @@ READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum
 class Context:
     """What the parts of one emitted module share.
 
-    `extents` says where each symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share
-    memory.
+    `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `extents` says where each
+    symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share memory.
     """
 
-    def __init__(self, program: Program, dtype: str) -> None:
-        self.program, self.dtype = program, dtype
+    def __init__(self, program: Program, dtype: str, halves: dict[str, str]) -> None:
+        self.program, self.dtype, self.halves = program, dtype, halves
         self.unsafe: set[tuple[str, str]] = set()
         self.extents: dict[str, str] = {}
         for name, node in (program.inputs | program.outputs).items():
@@ -44,6 +44,30 @@ class Context:
     def extent(self, symbol: Extent) -> str:
         """The variable that holds an extent."""
         return "1" if symbol == 1 else symbol.replace(".", "_")
+
+    def load(self, name: str, columns: str) -> str:
+        """Lanes of an array's row; `columns` says which."""
+        return f"{self._of('load', name)}({name}_i, {columns})"
+
+    def store(self, name: str, columns: str, value: str) -> str:
+        return f"{self._of('store', name)}({name}_i, {columns}, {value})"
+
+    def pick(self, name: str, row: str, column: str) -> str:
+        """One value, or NaN outside the row."""
+        return f"{self._of('at', name)}({row}, {column})"
+
+    def value(self, name: str, i: str, j: str = "0") -> str:
+        """One value of a matrix that is known to be there."""
+        return self.pick(name, f"row({name}, {i})", j) if name in self.halves else f"{name}[{i}, {j}]"
+
+    def put(self, name: str, i: str, j: str, value: str) -> str:
+        """Write one value of a matrix."""
+        if name in self.halves:
+            return f"{self._of('put', name)}(row({name}, {i}), {j}, {value})"
+        return f"{name}[{i}, {j}] = {value}"
+
+    def _of(self, what: str, name: str) -> str:
+        return f"{what}_{self.halves[name]}" if name in self.halves else what
 
     def output_of(self, node: Node) -> str | None:
         """The output array that a node's values go to."""
@@ -136,7 +160,7 @@ class Scalars(Writer):
             if n.op == "option":
                 return str(n.value)
             if n.op == "input":
-                return f"{n.value}[0, 0]"
+                return self.context.value(n.value, "0")
             args = [visit(a) for a in n.args]
             name = self.fresh(n)
             lines.append(f"{name} = {self.combine(n, args, [False] * len(args))}")

@@ -21,7 +21,7 @@ from numba.extending import intrinsic, register_model
 from xpnn.backends.numba import elementary
 
 LANE_BYTES = 64
-_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_I1, _I32 = ir.IntType(1), ir.IntType(32)
 
 
 class Lanes(types.Type):  # type: ignore[misc]
@@ -48,7 +48,7 @@ def _lanes(element: types.Type) -> Lanes:
     return Lanes(element, width(element))
 
 
-def _splat(builder: Any, value: ir.Value, count: int) -> ir.Value:
+def splat(builder: Any, value: ir.Value, count: int) -> ir.Value:
     vector = ir.VectorType(value.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
     zeros = ir.Constant(ir.VectorType(_I32, count), [0] * count)
@@ -64,21 +64,23 @@ def _widened(builder: Any, sig: Any, args: Any) -> list[ir.Value]:
     lanes = _common(*sig.args)
     if lanes is None:
         return list(args)
-    return [a if isinstance(t, Lanes) else _splat(builder, a, lanes.count) for a, t in zip(args, sig.args, strict=True)]
+    return [a if isinstance(t, Lanes) else splat(builder, a, lanes.count) for a, t in zip(args, sig.args, strict=True)]
 
 
 def _call(builder: Any, name: str, args: list[ir.Value], flags: tuple[str, ...] = ()) -> ir.Value:
     kind = args[0].type
     function = ir.FunctionType(kind, [kind] * len(args))
     return builder.call(
-        cgutils.get_or_insert_function(builder.module, function, f"{name}.{_suffix(kind)}"), args, fastmath=flags
+        cgutils.get_or_insert_function(builder.module, function, f"{name}.{suffix(kind)}"), args, fastmath=flags
     )
 
 
-def _suffix(kind: ir.Type) -> str:
+def suffix(kind: ir.Type) -> str:
     """How an intrinsic's name spells a type."""
     if isinstance(kind, ir.VectorType):
-        return f"v{kind.count}{_suffix(kind.element)}"
+        return f"v{kind.count}{suffix(kind.element)}"
+    if isinstance(kind, ir.IntType):
+        return f"i{kind.width}"
     return "f32" if isinstance(kind, ir.FloatType) else "f64"
 
 
@@ -215,11 +217,11 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         test, *values = args
         if lanes is not None:
             values = [
-                v if isinstance(t, Lanes) else _splat(builder, v, lanes.count)
+                v if isinstance(t, Lanes) else splat(builder, v, lanes.count)
                 for v, t in zip(values, sig.args[1:], strict=True)
             ]
             if not isinstance(sig.args[0], Lanes):
-                test = _splat(builder, test, lanes.count)
+                test = splat(builder, test, lanes.count)
         return builder.select(test, *values)
 
     return result(condition, a, b), lower
@@ -240,10 +242,10 @@ def divide(typingctx: Any, a: Any, b: Any) -> Any:
         reciprocal = builder.fdiv(ir.Constant(kind, 1.0), divisor)
         with builder.if_else(safe, likely=True) as (usual, otherwise):
             with usual:
-                product = builder.fmul(dividend, _splat(builder, reciprocal, a.count))
+                product = builder.fmul(dividend, splat(builder, reciprocal, a.count))
                 usual_block = builder.block
             with otherwise:
-                quotient = builder.fdiv(dividend, _splat(builder, divisor, a.count))
+                quotient = builder.fdiv(dividend, splat(builder, divisor, a.count))
                 other_block = builder.block
         result = builder.phi(dividend.type)
         result.add_incoming(product, usual_block)
@@ -263,119 +265,13 @@ def least(typingctx: Any, a: Any, b: Any) -> Any:
     return types.intp(types.intp, types.intp), lower
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------
+# --- columns, sums and maxima ---
 
 
-@intrinsic
-def row(typingctx: Any, array: Any, i: Any) -> Any:
-    """Row `i` of a matrix whose columns are known to be adjacent, whatever its row stride."""
-    result = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source = context.make_array(sig.args[0])(context, builder, args[0])
-        strides = cgutils.unpack_tuple(builder, source.strides)
-        shape = cgutils.unpack_tuple(builder, source.shape)
-        target = context.make_array(result)(context, builder)
-        context.populate_array(
-            target,
-            data=cgutils.pointer_add(builder, source.data, builder.mul(args[1], strides[0]), source.data.type),
-            shape=[shape[1]],
-            strides=[source.itemsize],
-            itemsize=source.itemsize,
-            meminfo=None,
-            parent=None,
-        )
-        return target._getvalue()
-
-    return result(array, types.intp), lower
-
-
-def _address(context: Any, builder: Any, array_type: Any, array: Any, j: ir.Value) -> ir.Value:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [j])
-
-
-def _mask(builder: Any, n: ir.Value, count: int) -> ir.Value:
+def mask(builder: Any, n: ir.Value, count: int) -> ir.Value:
+    """Which of `count` lanes are among the first `n`."""
     iota = ir.Constant(ir.VectorType(_I32, count), list(range(count)))
-    return builder.icmp_signed("<", iota, _splat(builder, builder.trunc(n, _I32), count))
-
-
-def _masked(builder: Any, name: str, result: ir.Type, args: list[ir.Value], vector: ir.VectorType) -> ir.Value:
-    function = ir.FunctionType(result, [a.type for a in args])
-    full_name = f"llvm.masked.{name}.{_suffix(vector)}.p0"
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, full_name), args)
-
-
-@intrinsic
-def load(typingctx: Any, values: Any, j: Any, n: Any) -> Any:
-    """Columns j, j+1, ... of a row; beyond the first `n` nothing is read and the lanes hold 1."""
-    lanes = _lanes(values.dtype)
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
-        vector = context.get_value_type(lanes)
-        align = int(values.dtype.bitwidth) // 8
-        address = builder.bitcast(_address(context, builder, sig.args[0], args[0], args[1]), vector.as_pointer())
-        full = builder.icmp_signed(">=", args[2], _I64(lanes.count))
-        with builder.if_else(full, likely=True) as (whole, part):
-            with whole:
-                plain = builder.load(address, align=align)
-                whole_block = builder.block
-            with part:
-                ones = ir.Constant(vector, [1.0] * lanes.count)
-                mask = _mask(builder, args[2], lanes.count)
-                tail = _masked(builder, "load", vector, [address, _I32(align), mask, ones], vector)
-                part_block = builder.block
-        result = builder.phi(vector)
-        result.add_incoming(plain, whole_block)
-        result.add_incoming(tail, part_block)
-        return result
-
-    return lanes(values, types.intp, types.intp), lower
-
-
-@intrinsic
-def store(typingctx: Any, values: Any, j: Any, n: Any, value: Any) -> Any:
-    """Write the first `n` lanes to columns j, j+1, ... of a row."""
-    lanes = _lanes(values.dtype)
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector = context.get_value_type(lanes)
-        align = int(values.dtype.bitwidth) // 8
-        address = builder.bitcast(_address(context, builder, sig.args[0], args[0], args[1]), vector.as_pointer())
-        content = args[3] if isinstance(value, Lanes) else _splat(builder, args[3], lanes.count)
-        full = builder.icmp_signed(">=", args[2], _I64(lanes.count))
-        with builder.if_else(full, likely=True) as (whole, part):
-            with whole:
-                builder.store(content, address, align=align)
-            with part:
-                mask = _mask(builder, args[2], lanes.count)
-                _masked(builder, "store", ir.VoidType(), [content, address, _I32(align), mask], vector)
-        return context.get_dummy_value()
-
-    return types.void(values, types.intp, types.intp, value), lower
-
-
-@intrinsic
-def at(typingctx: Any, values: Any, j: Any) -> Any:
-    """Element `j` of a row, or NaN outside it."""
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
-        array = context.make_array(sig.args[0])(context, builder, args[0])
-        (length,) = cgutils.unpack_tuple(builder, array.shape)
-        inside = builder.icmp_unsigned("<", args[1], length)
-        kind = context.get_value_type(values.dtype)
-        with builder.if_else(inside, likely=True) as (yes, no):
-            with yes:
-                value = builder.load(builder.gep(array.data, [args[1]]))
-                yes_block = builder.block
-            with no:
-                no_block = builder.block
-        result = builder.phi(kind)
-        result.add_incoming(value, yes_block)
-        result.add_incoming(ir.Constant(kind, float("nan")), no_block)
-        return result
-
-    return values.dtype(values, types.intp), lower
+    return builder.icmp_signed("<", iota, splat(builder, builder.trunc(n, _I32), count))
 
 
 @intrinsic
@@ -385,7 +281,7 @@ def columns(typingctx: Any, like: Any, j: Any) -> Any:
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
         iota = ir.Constant(ir.VectorType(_I32, count), list(range(count)))
-        return builder.add(iota, _splat(builder, builder.trunc(args[1], _I32), count))
+        return builder.add(iota, splat(builder, builder.trunc(args[1], _I32), count))
 
     return Lanes(types.int32, count)(like, types.intp), lower
 
@@ -405,7 +301,7 @@ def to_float(typingctx: Any, like: Any, value: Any) -> Any:
 def spread(typingctx: Any, value: Any) -> Any:
     """A scalar repeated in every lane."""
     lanes = _lanes(value)
-    return lanes(value), lambda context, builder, sig, args: _splat(builder, args[0], lanes.count)
+    return lanes(value), lambda context, builder, sig, args: splat(builder, args[0], lanes.count)
 
 
 @intrinsic
@@ -414,8 +310,8 @@ def keep(typingctx: Any, value: Any, n: Any, rest: Any) -> Any:
     lanes = value if isinstance(value, Lanes) else _lanes(value)
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
-        content = args[0] if isinstance(value, Lanes) else _splat(builder, args[0], lanes.count)
-        return builder.select(_mask(builder, args[1], lanes.count), content, _splat(builder, args[2], lanes.count))
+        content = args[0] if isinstance(value, Lanes) else splat(builder, args[0], lanes.count)
+        return builder.select(mask(builder, args[1], lanes.count), content, splat(builder, args[2], lanes.count))
 
     return lanes(value, types.intp, rest), lower
 

@@ -8,6 +8,7 @@ from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
 CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
+MAXIMA = 4  # maxima that are found side by side: one would wait for itself at every step
 
 
 class StageWriter(Writer):
@@ -26,6 +27,7 @@ class StageWriter(Writer):
         )
         self.tables = [n for n in self.nodes if n.op == "column_sum" and n not in stage.sums]
         self.kept: dict[Node, str] = {}
+        self.scratch: list[str] = []
         self._plan_kept()
         self._plan_unsafe()
 
@@ -36,10 +38,14 @@ class StageWriter(Writer):
             if node.op not in DEAR or len(phases) < 2 or node.shape != self.stage.shape:
                 continue
             for store in self.stage.stores:
-                free = self.output[store] not in self.kept.values() and store.shape == node.shape
+                name = self.output[store]
+                free = name not in self.kept.values() and name not in self.context.halves and store.shape == node.shape
                 if free and self.level[store] >= max(phases):
-                    self.kept[node] = self.output[store]
+                    self.kept[node] = name
                     break
+            else:
+                self.kept[node] = f"kept{len(self.scratch)}"
+                self.scratch.append(self.kept[node])
 
     def _plan_unsafe(self) -> None:
         """Outputs that are written before an input is read for the last time, or in another order."""
@@ -58,7 +64,7 @@ class StageWriter(Writer):
     def parameters(self) -> list[str]:
         """The stage's parameters but `first`, `last`."""
         result = [name for name, n in self.inputs.items() if n.shape != (1, 1)]
-        result += [self.context.output_of(t) or f"{self.sums[t]}_row" for t in self.tables]
+        result += [self.table(t) for t in self.tables]
         result += self.output.values()
         result += [f"{self.sums[s]}_parts" for s in self.stage.sums]
         result += [self.scalar_name(n) for n in self.outer_scalars()]
@@ -110,8 +116,11 @@ class StageWriter(Writer):
             return [*lines, f"{name} = {'f' if s.dtype == 'float' else 'np.intp'}({name}_all)"]
         columns = self.context.extent(s.shape[1])
         output = self.context.output_of(s)
-        target = output or f"{name}_row"
-        lines = [] if output else [f"{target} = np.empty((1, {columns}), f)"]
+        target = self.table(s)
+        lines = [] if output == target else [f"{target} = np.empty((1, {columns}), f)"]
+        narrow: list[str] = []
+        if output is not None and output != target:
+            narrow = [f"for j in range({columns}):", f"    {self.context.put(output, '0', 'j', f'{target}[0, j]')}"]
         return [
             *lines,
             f"{name}_all = np.zeros({columns})",
@@ -120,7 +129,13 @@ class StageWriter(Writer):
             f"        {name}_all[j] += {name}_parts[b, j]",
             f"for j in range({columns}):",
             f"    {target}[0, j] = f({name}_all[j])",
+            *narrow,
         ]
+
+    def table(self, s: Node) -> str:
+        """The array that holds the sums over rows for each column: an output, unless that is too narrow."""
+        output = self.context.output_of(s)
+        return output if output is not None and output not in self.context.halves else f"{self.sums[s]}_row"
 
     def write(self) -> list[str]:
         head = [
@@ -136,8 +151,7 @@ class StageWriter(Writer):
             if n.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if n.shape[0] != 1 else '0'})")
         for t in self.tables:
-            name = self.context.output_of(t) or f"{self.sums[t]}_row"
-            lines.append(f"{name}_i = row({name}, 0)")
+            lines.append(f"{self.table(t)}_i = row({self.table(t)}, 0)")
         for store, name in self.output.items():
             if store.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if store.shape[0] != 1 else '0'})")
@@ -159,7 +173,10 @@ class StageWriter(Writer):
 
     def _rows(self) -> list[str]:
         rows, columns = (self.context.extent(e) for e in self.stage.shape)
-        head = ["for b in range(first, last):"]
+        head = []
+        for name in self.scratch:
+            head += [f"{name} = np.empty((1, {columns}), f)", f"{name}_i = row({name}, 0)"]
+        head.append("for b in range(first, last):")
         inner: list[str] = []
         for s in self.stage.sums:
             if s.op == "sum_rows":
@@ -192,7 +209,8 @@ class StageWriter(Writer):
                 lines += self._column_loop(phase, scope, reductions, stores, sums)
             for s in self.stage.stores:
                 if self.level[s] == phase and s.shape[1] == 1:
-                    lines.append(f"{self.output[s]}[{'i' if s.shape[0] != 1 else '0'}, 0] = {self._operand(s, scope)}")
+                    row = "i" if s.shape[0] != 1 else "0"
+                    lines.append(self.context.put(self.output[s], row, "0", self._operand(s, scope)))
         for s in self.stage.sums:
             if s.op == "sum_rows":
                 lines.append(f"{self.sums[s]} += {self._operand(s.args[0], scope)}")
@@ -207,6 +225,7 @@ class StageWriter(Writer):
         chunked = any(r.op == "row_sum" for r in reductions)
         inside: list[str] = []
         after: list[str] = []
+        only_maxima = not stores and not sums and all(r.op == "row_max" for r in reductions)
         for r in reductions:
             name = self.fresh(r)
             lanes = f"{name}_lanes"
@@ -224,6 +243,10 @@ class StageWriter(Writer):
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in body]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
+        elif only_maxima:
+            lines += self._maxima(phase, scope, accumulated, columns)
+            lines += [f"for j in range({columns} - {columns} % (W * {MAXIMA}), {columns} - W + 1, W):", "    n = W"]
+            lines += [f"    {line}" for line in body]
         else:
             lines += [f"for j in range(0, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in body)]
         lines += [f"n = {columns} % W", "if n:", f"    j = {columns} - n"]
@@ -233,6 +256,17 @@ class StageWriter(Writer):
         for r, lanes in accumulated:
             scope[r] = lanes.removesuffix("_lanes")
         return lines + after
+
+    def _maxima(self, phase: int, scope: dict[Node, str], accumulated: list[tuple[Node, str]], columns: str) -> list[str]:
+        """The loop over whole groups of lanes for reductions that may be done in any order."""
+        lines = [f"{lanes}{k} = {lanes}" for _, lanes in accumulated for k in range(MAXIMA)]
+        lines += [f"for start in range(0, {columns} - W * {MAXIMA} + 1, W * {MAXIMA}):", "    n = W"]
+        for k in range(MAXIMA):
+            body = self._column_body(phase, dict(scope), set(), [(r, f"{lanes}{k}") for r, lanes in accumulated], [])
+            lines += [f"    j = start + {k} * W", *(f"    {line}" for line in body)]
+        for _, lanes in accumulated:
+            lines += [f"{lanes} = maximum({lanes}{k}, {lanes})" for k in range(MAXIMA)]
+        return lines
 
     def _column_body(
         self,
@@ -254,9 +288,9 @@ class StageWriter(Writer):
             if n in self.kept and phase > min(uses[n]):
                 text, name = f"load({self.kept[n]}_i, j, n)", self.fresh(n)
             elif n.op == "input":
-                text, name = f"load({n.value}_i, j, n)", f"{n.value}_j"
+                text, name = self.context.load(n.value, "j, n"), f"{n.value}_j"
             elif n.op == "column_sum":
-                table = self.context.output_of(n) or f"{self.sums[n]}_row"
+                table = self.table(n)
                 text, name = f"load({table}_i, j, n)", f"{table}_j"
             elif n.op == "columns":
                 text, name = "columns(f(0.0), j)", "column"
@@ -272,12 +306,12 @@ class StageWriter(Writer):
         for r, name in accumulated:
             value = lanes(r.args[0])
             if r.op == "row_max":
-                lines.append(f"{name} = maximum({name}, keep({value}, n, f(-np.inf)))")
+                lines.append(f"{name} = maximum(keep({value}, n, f(-np.inf)), {name})")
             else:
                 lines.append(f"{name} = {name} + keep({value}, n, f(0.0))")
         for s in (s for s in self.stage.stores if s in stores):
             value = lanes(s)
-            lines.append(f"store({self.output[s]}_i, j, n, {self._cast(s, value)})")
+            lines.append(self.context.store(self.output[s], "j, n", self._cast(s, value)))
         for s in sums:
             parts = f"{self.sums[s]}_parts_b"
             lines.append(f"store({parts}, j, n, load({parts}, j, n) + {lanes(s.args[0])})")
@@ -300,7 +334,7 @@ class StageWriter(Writer):
         if n in scope:
             return
         if n.op == "input":
-            text, name = f"{n.value}[i, 0]", f"{n.value}_i"
+            text, name = self.context.value(n.value, "i"), f"{n.value}_i"
         elif n.op == "gather":
             text, name = self._at(n.args[0], self._operand(n.args[1], scope), scope, lines), self.fresh(n)
         else:
@@ -314,9 +348,9 @@ class StageWriter(Writer):
         if n.shape[1] == 1:
             return self._operand(n, scope)
         if n.op == "input":
-            return f"at({n.value}_i, {column})"
+            return self.context.pick(n.value, f"{n.value}_i", column)
         if n.op == "column_sum":
-            return f"at({self.context.output_of(n) or self.sums[n] + '_row'}_i, {column})"
+            return f"at({self.table(n)}_i, {column})"
         if n.op == "columns":
             return column
         args = [self._at(a, column, scope, lines) for a in n.args]

@@ -22,7 +22,7 @@ import numpy as np
 from xpnn.backends import choice
 from xpnn.backends.arrays import Frame, numpy_dtype
 from xpnn.backends.bind import bind
-from xpnn.backends.call import collect
+from xpnn.backends.call import collect, made_by
 from xpnn.backends.declare import trace
 from xpnn.backends.interpret import Sized, interpret
 from xpnn.backends.kernel import Kernel
@@ -57,18 +57,29 @@ def _compute(
     with place(backend) as at:
         given = {n: at.there(a) for n, a in arrays.items()}
         if direction == "forward":
-            values = kernel(**given, **options)
-            found = dict(zip(d.outputs, values if isinstance(values, tuple) else (values,), strict=True))
+            found = _named(_outputs(kernel, arrays, options), kernel(**given, **options))
         elif direction == "value_and_grad":
             names = _floats(kernel, arrays)
-            value, gradients = kernel.value_and_grad(**given, **options, wrt=names)
-            found = {d.outputs[0]: value} | {"d" + n: g for n, g in zip(names, gradients, strict=True)}
+            values, gradients = kernel.value_and_grad(**given, **options, wrt=names)
+            found = _named(_outputs(kernel, arrays, options), values)
+            found |= {"d" + n: g for n, g in zip(names, gradients, strict=True)}
         else:
             gradients = kernel.backward(**given, **options)
             names = tuple(n for n, i in d.inputs.items() if n in arrays or not i.optional)
             gradients = gradients if isinstance(gradients, tuple) else (gradients,)
             found = {"d" + n: g for n, g in zip(names, gradients, strict=True)}
         return {n: at.back(v) for n, v in found.items() if v is not None}
+
+
+def _outputs(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any]) -> tuple[str, ...]:
+    """The names of what a call returns."""
+    with choice.use_backend("numpy"):
+        bound = bind(kernel, kernel.__name__, tuple(kernel.declaration.inputs), (), {**arrays, **options})
+        return made_by(collect(kernel, kernel.__name__, bound, {}))
+
+
+def _named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
+    return dict(zip(names, values if isinstance(values, tuple) else (values,), strict=True))
 
 
 def _floats(kernel: Kernel, arrays: dict[str, Array]) -> tuple[str, ...]:
@@ -89,7 +100,8 @@ def given_for_backward(kernel: Kernel, arrays: dict[str, Array], options: dict[s
         made = collect(kernel, kernel.__name__, bound, {}).run((*d.outputs, *d.saved), {})
     rng = np.random.default_rng(seed + 1)
     given = arrays | {n: np.asarray(v) for n, v in made.items()}
-    given |= {"d" + n: rng.standard_normal(np.shape(made[n])).astype(made[n].dtype) for n in d.outputs}
+    cotangents = [n for n in d.differentiable if n in made]
+    given |= {"d" + n: rng.standard_normal(np.shape(made[n])).astype(made[n].dtype) for n in cotangents}
     read = {*d.backward_parameters, *(n for n, i in d.inputs.items() if i.optional)}
     return {n: a for n, a in given.items() if n in read}
 
@@ -126,7 +138,7 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     }
     shapes = prepare_shapes(kernel, default_given(d) | given, {**d.options, **options})
     roles = {n: kind_of(s) for n, s in shapes.items()}
-    roles |= {"d" + n: roles[n] for n in d.outputs}
+    roles |= {"d" + n: roles[n] for n in d.differentiable if n in roles}
     bound = bind(kernel, kernel.__name__, tuple(arrays), (), {**arrays, **options})
     call = collect(kernel, kernel.__name__, bound, roles)
     kinds, dtypes = ({n: g[k] for n, g in call.given.items()} for k in (0, 1))
@@ -148,7 +160,7 @@ def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "")
 
     `dtype` is the name of that of `ours`, `computed` that of the terms where it differs.
 
-    Results below the smallest normal number may be flushed, so no unit is smaller than that.
+    A whole number is right or infinitely wrong. Results below the smallest normal number may be flushed, so no unit is smaller than that.
 
     Examples
     --------
@@ -156,6 +168,8 @@ def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "")
     >>> ulps(np.float32([1.0]), np.array([1 + 2.0**-23]), np.array([0.0]), "float32")
     array([1.])
     """
+    if truth.dtype.kind in "iu":
+        return np.where(ours == truth, 0.0, np.inf)
     with np.errstate(all="ignore"):
         unit = np.maximum(_unit(np.abs(truth), dtype), _unit(size, computed or dtype))
         error = np.abs(ours.astype(truth.dtype) - truth) / unit
@@ -185,7 +199,7 @@ class Truth:
         """The worst error, the bound where the error exceeds it by most, and that excess, in ULP."""
         worst, bound, excess = 0.0, TOLERANCE, -np.inf
         for name, truth in self.exact.items():
-            size = np.asarray(self.sizes.get(name, np.zeros(truth.shape)), truth.dtype)
+            size = np.asarray(self.sizes.get(name, np.zeros(truth.shape)), np.result_type(truth.dtype, np.float64))
             dtype = self.composed[name].dtype.name
             ours = ulps(results[name], truth, size, dtype, self.computed)
             allowed = ulps(self.composed[name], truth, size, dtype, self.computed) + TOLERANCE
@@ -249,7 +263,7 @@ def parity_rows(
     backends
         Names as `use_backend` takes them.
     dtypes
-        By default those that a backend fuses, so half precision on "cupy" only.
+        By default all four.
 
     Yields
     ------
@@ -263,8 +277,6 @@ def parity_rows(
         for variant in variants(kernel):
             for direction in _directions(kernel, variant):
                 for backend in backends:
-                    if dtypes is None and dtype in HALF and backend != "cupy":
-                        continue
                     row = {"kernel": kernel.__name__, "variant": str(variant), "backend": backend, "dtype": dtype}
                     yield row | {"direction": direction} | _row(kernel, variant, direction, backend, dtype)
     for kernel, backend in itertools.product(kernels, backends):
@@ -278,8 +290,8 @@ def _directions(kernel: Kernel, variant: Variant) -> Iterator[str]:
     yield "forward"
     if kernel.declaration.backward is not None:
         yield "backward"
-        shape = np.shape(kernel(**sample(kernel, variant, (4, 7), "float64", 0), **dict(variant.options)))
-        if shape == ():
+        values = kernel(**sample(kernel, variant, (4, 7), "float64", 0), **dict(variant.options))
+        if np.shape(values[0] if isinstance(values, tuple) else values) == ():
             yield "value_and_grad"
 
 
@@ -334,12 +346,16 @@ def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) ->
     worst = 0.0
     with place(backend) as at:
 
-        def forward(given: dict[str, Array]) -> Array:
-            return at.back(kernel(**{n: at.there(a) for n, a in given.items()}, **options))
+        made = _outputs(kernel, arrays, options)
+        smooth = [n for n in kernel.declaration.differentiable if n in made]
 
-        y, pullback = kernel.vjp(**{n: at.there(a) for n, a in arrays.items()}, **options)
-        dy = np.asarray(rng.standard_normal(y.shape))
-        gradients = pullback(at.there(dy))
+        def forward(given: dict[str, Array]) -> list[Array]:
+            found = _named(made, kernel(**{n: at.there(a) for n, a in given.items()}, **options))
+            return [at.back(found[n]) for n in smooth]
+
+        values, pullback = kernel.vjp(**{n: at.there(a) for n, a in arrays.items()}, **options)
+        dy = [np.asarray(rng.standard_normal(np.shape(_named(made, values)[n]))) for n in smooth]
+        gradients = pullback(*map(at.there, dy))
         names = [n for n in kernel.declaration.inputs if n in arrays]
         for name, gradient in zip(names, gradients if isinstance(gradients, tuple) else (gradients,), strict=True):
             if gradient is None:
@@ -349,7 +365,8 @@ def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) ->
             errors = []
             for step in (scale * rng.standard_normal(arrays[name].shape) for _ in range(3)):
                 ahead, behind = (forward(arrays | {name: arrays[name] + h * step}) for h in (STEP, -STEP))
-                difference = dy * (ahead - behind) / (2 * STEP)
+                parts = [d * (a - b) / (2 * STEP) for d, a, b in zip(dy, ahead, behind, strict=True)]
+                difference = np.concatenate([np.ravel(p) for p in parts])
                 size = np.sum(np.abs(difference)) + np.sum(np.abs(gradient * step))
                 errors.append(float(abs(np.sum(difference) - np.sum(gradient * step)) / (np.spacing(size) or 1.0)))
             worst = max(worst, float(np.median(errors)))  # a step across a kink, as relu's, spoils one direction

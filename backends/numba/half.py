@@ -1,0 +1,87 @@
+"""float16 and bfloat16 as the 16 bits they have in memory: to float32, and back rounded to nearest even.
+
+Everything is LLVM IR for a scalar or a vector alike. Where the processor converts float16 itself, it is left to do so; a
+conversion that it lacks would become a call into a library that is not linked, and crash.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+
+ONE = {"float16": 0x3C00, "bfloat16": 0x3F80}  # the bits of 1
+
+
+@functools.cache
+def converts_float16() -> bool:
+    """Whether the processor that code is compiled for converts between float16 and float32."""
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:  # not this one, perhaps
+        return False
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    return bool(llvm.get_host_cpu_features().get("f16c"))
+
+
+def _like(value: ir.Value, element: ir.Type) -> ir.Type:
+    """A type of as many elements as a value has."""
+    return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
+
+
+def _constant(like: ir.Value, number: float) -> ir.Constant:
+    kind = like.type
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def widen(builder: Any, name: str, bits: ir.Value) -> ir.Value:
+    """16 bits of a half type as float32; exact."""
+    floats, ints = _like(bits, ir.FloatType()), _like(bits, ir.IntType(32))
+    if name == "float16" and converts_float16():
+        return builder.fpext(builder.bitcast(bits, _like(bits, ir.HalfType())), floats)
+    wide = builder.zext(bits, ints)
+    if name == "bfloat16":
+        return builder.bitcast(builder.shl(wide, _constant(wide, 16)), floats)
+    size = builder.shl(builder.and_(wide, _constant(wide, 0x7FFF)), _constant(wide, 13))
+    usual = builder.bitcast(builder.add(size, _constant(size, (127 - 15) << 23)), floats)
+    # below 2**-14 there is no leading one: put it there, and subtract it
+    led = builder.bitcast(builder.add(size, _constant(size, (127 - 14) << 23)), floats)
+    small = builder.fsub(led, _constant(led, 2.0**-14))
+    special = builder.bitcast(builder.or_(size, _constant(size, 0xFF << 23)), floats)
+    value = builder.select(builder.icmp_unsigned("<", size, _constant(size, 1 << 23)), small, usual)
+    value = builder.select(builder.icmp_unsigned(">=", size, _constant(size, 0x1F << 23)), special, value)
+    sign = builder.shl(builder.and_(wide, _constant(wide, 0x8000)), _constant(wide, 16))
+    return builder.bitcast(builder.or_(builder.bitcast(value, ints), sign), floats)
+
+
+def narrow(builder: Any, name: str, value: ir.Value) -> ir.Value:
+    """float32 as 16 bits of a half type, rounded to nearest even; NaN stays NaN."""
+    shorts, ints, floats = (_like(value, kind) for kind in (ir.IntType(16), ir.IntType(32), ir.FloatType()))
+    if name == "float16" and converts_float16():
+        return builder.bitcast(builder.fptrunc(value, _like(value, ir.HalfType())), shorts)
+    bits = builder.bitcast(value, ints)
+
+    def rounded(dropped: int) -> ir.Value:
+        """The bits without the lowest, up where those are more than half, or half and the rest is odd."""
+        shift = _constant(bits, dropped)
+        odd = builder.and_(builder.lshr(bits, shift), _constant(bits, 1))
+        return builder.lshr(builder.add(builder.add(bits, _constant(bits, (1 << dropped - 1) - 1)), odd), shift)
+
+    nan = builder.fcmp_unordered("uno", value, value)
+    if name == "bfloat16":
+        quiet = builder.or_(builder.lshr(bits, _constant(bits, 16)), _constant(bits, 0x40))
+        return builder.trunc(builder.select(nan, quiet, rounded(16)), shorts)
+    sign = builder.lshr(builder.and_(bits, _constant(bits, 1 << 31)), _constant(bits, 16))
+    bits = builder.and_(bits, _constant(bits, 0x7FFFFFFF))
+    usual = builder.sub(rounded(13), _constant(bits, (127 - 15) << 10))
+    # neighbours of 1/2 differ by float16's smallest number: the sum rounds as it should and leaves the count of them
+    half = ir.Constant(floats, [0.5] * floats.count if isinstance(floats, ir.VectorType) else 0.5)
+    count = builder.bitcast(builder.fadd(builder.bitcast(bits, floats), half), ints)
+    small = builder.sub(count, _constant(bits, 126 << 23))
+    result = builder.select(builder.icmp_unsigned("<", bits, _constant(bits, (127 - 14) << 23)), small, usual)
+    result = builder.select(builder.icmp_unsigned(">=", bits, _constant(bits, (127 + 16) << 23)), _constant(bits, 0x7C00), result)
+    result = builder.select(nan, _constant(bits, 0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), shorts)
