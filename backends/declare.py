@@ -14,6 +14,7 @@ from xpnn.backends.program import DType, Program, Shape
 from xpnn.backends.trace import Array, Namespace, SubsetError, Trace
 
 Formula = Callable[..., Any]
+Driver = Callable[[Any], Any]  # from a task to an executable
 Check = Callable[[dict[str, type[Kind]], dict[str, tuple[int, ...]], dict[str, Any]], None]
 
 
@@ -47,6 +48,7 @@ class Declaration:
     domain: dict[str, str]
     variants: tuple[dict[str, Any], ...]
     check: Check | None = None
+    driver: Driver | None = None
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -86,6 +88,7 @@ def parse(
     domain: Mapping[str, str],
     variants: tuple[dict[str, Any], ...],
     check: Check | None,
+    driver: Driver | None,
 ) -> Declaration:
     """Read a forward formula's signature.
 
@@ -129,7 +132,7 @@ def parse(
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:
         raise TypeError(f"kernel {name}: the names {sorted(twice)} stand for two things")
-    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check)
+    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check, driver)
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:

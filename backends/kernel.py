@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from xpnn.backends import call, choice, declare, prepare
 from xpnn.backends.arrays import FAST
-from xpnn.backends.declare import Check, Declaration, Formula
+from xpnn.backends.declare import Check, Declaration, Driver, Formula
 
 registry: dict[str, Kernel] = {}
 _OUT = {"out"}
@@ -249,6 +249,7 @@ def kernel(
     domain: Mapping[str, str] = ...,
     variants: tuple[dict[str, Any], ...] = ...,
     check: Check | None = ...,
+    driver: Driver | None = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -260,6 +261,7 @@ def kernel(
     domain: Mapping[str, str] | None = None,
     variants: tuple[dict[str, Any], ...] = ({},),
     check: Check | None = None,
+    driver: Driver | None = None,
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -282,6 +284,8 @@ def kernel(
     check
         A function of the inputs' kinds, their shapes and the options (all dicts) that raises for arguments that make no
         sense together; it may replace options by others that mean the same.
+    driver
+        How a task is run where a backend's own way will not do, such as by chunks (`xpnn.backends.chunked`).
 
     Raises
     ------
@@ -314,6 +318,7 @@ def kernel(
                 domain=domain or {},
                 variants=variants,
                 check=check,
+                driver=driver,
             )
         )
         registry[made.__name__] = made

@@ -135,7 +135,7 @@ def prepare(
         chosen = choice.for_library(lib) if asked == "auto" else choice.backend(asked)
         reason = ""
         try:
-            execute = chosen.prepare(job)
+            execute = chosen.prepare(job) if d.driver is None else d.driver(job)
         except BackendError as error:
             if asked != "auto":
                 raise

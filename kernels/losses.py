@@ -1,7 +1,7 @@
 """Cross-entropy: of probabilities as the notes derive it, and of logits, fused with softmax."""
 
 from xpnn.backends.kernel import kernel
-from xpnn.backends.kinds import Column, Full, Index, Row
+from xpnn.backends.kinds import Column, Full, Index, Row, Scalar
 from xpnn.kernels.normalizers import exp_minus_max
 
 
@@ -46,28 +46,28 @@ def cross_entropy_probs_backward(xp, dy, probs, target):
 MOST = 2**24  # classes that float32 numbers
 
 
-def check_options(kinds, shapes, options):
+def check_options(kinds, shapes, options, name="cross_entropy"):
     """PyTorch's rules for the arguments of a cross-entropy."""
     reduction, ignore_index, softcap = options["reduction"], options["ignore_index"], options["softcap"]
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
+        raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
     if options["label_smoothing"] > 1:
-        raise ValueError(f"cross_entropy: label_smoothing: got {options['label_smoothing']}, expected at most 1.0")
+        raise ValueError(f"{name}: label_smoothing: got {options['label_smoothing']}, expected at most 1.0")
     if not options["label_smoothing"] > 0:  # as PyTorch does, negative and NaN too
         options["label_smoothing"] = 0.0
     if softcap is not None:
         if isinstance(softcap, bool) or not isinstance(softcap, int | float) or not softcap > 0:
-            raise ValueError(f"cross_entropy: softcap: got {softcap!r}, expected a positive number or None")
+            raise ValueError(f"{name}: softcap: got {softcap!r}, expected a positive number or None")
         options["softcap"] = float(softcap)
     if (options["return_argmax"] or options["return_accuracy"]) and max(shapes["logits"], default=1) > MOST:
-        raise ValueError(f"cross_entropy: logits: got shape {shapes['logits']}, expected at most {MOST} classes for an argmax")
+        raise ValueError(f"{name}: logits: got shape {shapes['logits']}, expected at most {MOST} classes for an argmax")
     if kinds["target"] is Full:
         if shapes["target"] != shapes["logits"]:
             raise ValueError(
-                f"cross_entropy: target: got probabilities of shape {shapes['target']}, expected logits' {shapes['logits']}"
+                f"{name}: target: got probabilities of shape {shapes['target']}, expected logits' {shapes['logits']}"
             )
         if ignore_index >= 0:
-            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index}, expected none with probability targets")
+            raise ValueError(f"{name}: ignore_index: got {ignore_index}, expected none with probability targets")
 
 
 @kernel(
@@ -76,7 +76,7 @@ def check_options(kinds, shapes, options):
     saved=("m", "s"),
     off={"label_smoothing": 0.0, "z_loss": 0.0},
     wrt=("logits",),
-    domain={"target": "positive", "weight": "positive"},
+    domain={"target": "positive", "weight": "positive", "divisor": "positive"},
     variants=(
         {},
         {"reduction": "sum"},
@@ -97,6 +97,7 @@ def cross_entropy(
     *,
     weight: Column = None,
     row_scale: Row = None,
+    divisor: Scalar = None,
     ignore_index=-100,
     reduction="mean",
     label_smoothing=0.0,
@@ -120,6 +121,9 @@ def cross_entropy(
     row_scale
         A factor on each row's loss, of the shape of the loss under "none", or None; the mean divides by what it divides
         by without.
+    divisor
+        What the mean divides by, one number, such as the rows that count in all batches whose gradients are added up; or
+        None for those of this call. A constant.
     ignore_index
         Rows with this target count nothing: loss and gradient are 0, even where their logits are NaN.
     reduction
@@ -173,6 +177,7 @@ def cross_entropy(
     m, e = exp_minus_max(xp, x)
     s = xp.sum(e, axis=-1, keepdims=True)
     valid, w, mass = row_weights(xp, x, target, weight, ignore_index)
+    mass = mass if divisor is None else divisor
     loss = row_loss(xp, x, target, weight, w, m, s, label_smoothing, z_loss)
     lse = argmax = accuracy = None
     if row_scale is not None:
@@ -205,6 +210,7 @@ def cross_entropy_backward(
     target,
     weight,
     row_scale,
+    divisor,
     m,
     s,
     *,
@@ -222,6 +228,7 @@ def cross_entropy_backward(
     """
     x, slope = (logits, None) if softcap is None else capped(xp, logits, softcap)
     valid, w, mass = row_weights(xp, x, target, weight, ignore_index)
+    mass = mass if divisor is None else divisor
     rows = None if dloss is None else dloss / mass if reduction == "mean" else dloss  # the cotangent of each row's loss
     scale = rows if row_scale is None or rows is None else rows * row_scale
     _, e = exp_minus_max(xp, x, m)
@@ -241,7 +248,7 @@ def cross_entropy_backward(
         counts = valid & (target >= 0) & (target < logits.shape[-1])
         dlogits = xp.where(counts, dlogits, 0.0)
         drow_scale = None if drow_scale is None else xp.where(counts, drow_scale, 0.0)
-    return dlogits, dtarget, None, drow_scale
+    return dlogits, dtarget, None, drow_scale, None
 
 
 def row_loss(xp, x, target, weight, w, m, s, label_smoothing, z_loss):

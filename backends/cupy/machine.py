@@ -17,6 +17,9 @@ from xpnn.backends.cupy.regime import STATIC, Device
 Function = Callable[[tuple[int, int], int, int, int], None]
 
 
+_CUDA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
+
+
 class Machine(Protocol):
     """Compiles and launches; knows what the device can do."""
 
@@ -35,6 +38,14 @@ class Machine(Protocol):
         ...
 
     def matmul(self, left: Any, right: Any, out: Any = None) -> Any: ...
+
+    def accumulate(self, total: Any, left: Any, right: Any, add: bool) -> None:
+        """total = left @ right, or total += left @ right, with sums of float32 where the operands are of half precision."""
+        ...
+
+    def composed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """A function of a namespace and arrays (or None), run as it stands."""
+        ...
 
     def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
         """The array's device, current within a `with` block."""
@@ -99,6 +110,31 @@ class Gpu:
         import cupy
 
         return cupy.matmul(left, right, out=out)
+
+    def accumulate(self, total: Any, left: Any, right: Any, add: bool) -> None:
+        from cupy.cuda import cublas, device
+
+        # cuBLAS thinks in columns: the transpose of the sum, from the transposes of the factors
+        (m, k), n = left.shape, right.shape[1]
+        right = right if right.flags.c_contiguous else right.copy()
+        turned = left.flags.f_contiguous and not left.flags.c_contiguous
+        left = left if turned or left.flags.c_contiguous else left.copy()
+        real = np.float64 if total.dtype == np.float64 else np.float32
+        one, also = np.ones(1, real), np.full(1, float(add), real)
+        types = [_CUDA_TYPES[a.dtype.name] for a in (left, right, total)]
+        cublas.gemmEx(
+            device.get_cublas_handle(), cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T if turned else cublas.CUBLAS_OP_N, n, m, k,
+            one.ctypes.data, right.data.ptr, types[1], n, left.data.ptr, types[0], m if turned else k, also.ctypes.data,
+            total.data.ptr, types[2], n, cublas.CUBLAS_COMPUTE_64F if real is np.float64 else cublas.CUBLAS_COMPUTE_32F,
+            cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    def composed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        import array_api_compat.cupy as xp
+
+        from xpnn.backends.composed import Shim
+
+        return function(Shim(xp, None), *arrays)
 
     def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
         import cupy

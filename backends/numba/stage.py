@@ -173,9 +173,7 @@ class StageWriter(Writer):
 
     def _rows(self) -> list[str]:
         rows, columns = (self.context.extent(e) for e in self.stage.shape)
-        head = []
-        for name in self.scratch:
-            head += [f"{name} = np.empty((1, {columns}), f)", f"{name}_i = row({name}, 0)"]
+        head = [f"{name}_i = np.empty({columns}, f)" for name in self.scratch]
         head.append("for b in range(first, last):")
         inner: list[str] = []
         for s in self.stage.sums:

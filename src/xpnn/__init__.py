@@ -15,6 +15,7 @@ from xpnn.kernels import (
     cross_entropy,
     cross_entropy_probs,
     linear,
+    linear_cross_entropy,
     log,
     log_softmax,
     logsumexp,
@@ -30,6 +31,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError", "cross_entropy",
-    "cross_entropy_probs", "kernel", "linear", "log", "log_softmax", "logsumexp", "relu", "set_backend", "sigmoid", "softmax",
+    "cross_entropy_probs", "kernel", "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "relu", "set_backend", "sigmoid", "softmax",
     "softmax_cross_entropy", "softmax_jacobian", "tanh", "testing", "use_backend",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,15 @@ class Host:
         result = cupy.empty(product.shape, left.dtype) if out is None else out
         as_numpy(result)[...] = product
         return result
+
+    def accumulate(self, total: Any, left: Any, right: Any, add: bool) -> None:
+        product = np.matmul(*(as_numpy(a).astype(np.result_type(a.dtype, np.float32)) for a in (left, right)))
+        as_numpy(total)[...] = product + as_numpy(total) if add else product
+
+    def composed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        from xpnn.backends.composed import Shim
+
+        return as_cupy(np.asarray(function(Shim(np, "cpu"), *(None if a is None else as_numpy(a) for a in arrays))))
 
     def on(self, array: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
