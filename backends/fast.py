@@ -65,7 +65,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
         lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
     if fr.axis is None:
-        lines.append("    rows, columns = 1, size")
+        lines.append(f"    rows, columns = {'1, size' if fr.rows == 1 and (1, 1) not in results.values() else 'rectangle(size)'}")
     else:
         lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []

@@ -31,6 +31,7 @@ _VOCABULARY = [
     "least",
     "load",
     "log",
+    "log1p",
     "logical_and",
     "logical_not",
     "logical_or",

@@ -152,6 +152,10 @@ def _log(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.log(builder, a)
 
 
+def _log1p(builder: Any, a: ir.Value) -> ir.Value:
+    return elementary.log1p(builder, a)
+
+
 def _tanh(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.tanh(builder, a)
 
@@ -192,6 +196,7 @@ def _logical_not(builder: Any, a: ir.Value) -> ir.Value:
 exp = _elementwise("exp", _exp)
 exp_nonpositive = _elementwise("exp_nonpositive", _exp_nonpositive)
 log = _elementwise("log", _log)
+log1p = _elementwise("log1p", _log1p)
 tanh = _elementwise("tanh", _tanh)
 sqrt = _elementwise("sqrt", _sqrt)
 absolute = _elementwise("absolute", _absolute)
