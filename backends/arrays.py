@@ -131,12 +131,14 @@ class Frame:
     """How the caller's shapes map to rows and columns.
 
     `shape` is the shape of Full arrays; `axis` the one that becomes columns, or None for kernels that have no axis.
+    `reach` says how far a kernel looks (`prepare.reach`).
     """
 
     shape: tuple[int, ...]
     axis: int | None
     rows: int
     columns: int
+    reach: str = "row"
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -224,9 +226,9 @@ def frame(
             wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")
         ) from None
     if reach == "element":
-        result = Frame(shape, None, 1, math.prod(shape))
+        result = Frame(shape, None, 1, math.prod(shape), reach)
     elif reach == "all":
-        result = Frame(shape, None, *rectangle(math.prod(shape)))
+        result = Frame(shape, None, *rectangle(math.prod(shape)), reach)
     elif not shape and Matrix in kinds.values():
         raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
     elif axis is None:

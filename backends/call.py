@@ -260,8 +260,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
         d.check(kinds, shapes, bound.options)
     present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
     far = reach(kernel, default_given(d) | present, bound.options)
-    has_none = not kernel.has_axis and Matrix not in kinds.values()
-    fr = frame(what, shapes, kinds, None if has_none else bound.axis, far, bound.axis_given)
+    matrices = any(Matrix in i.kinds for i in d.inputs.values())
+    axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
+    fr = frame(what, shapes, kinds, axis, far, bound.axis_given)
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():
