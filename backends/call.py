@@ -440,7 +440,9 @@ def value_and_grad(
     ready = call.prepared((*d.outputs, *gradients))
     size = {"R": call.frame.rows, "C": call.frame.columns}
     shape = ready.shapes[d.outputs[0]]
-    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (shape[0] == "R" and call.frame.axis is not None and call.frame.lead):
+    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
+        shape[0] == "R" and call.frame.axis is not None and call.frame.lead
+    ):
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
     results = call.run((*d.outputs, *gradients), outs(what, gradients, bound.out))

@@ -86,7 +86,8 @@ def _tells_rows(node: Node, nodes: Collection[Node]) -> bool:
     if node.op == "row_sum":
         return not users or any(n.op != "sum_rows" for n in users)
     if _counted(node):
-        return not users or any(n.op != "cast" and (n.op != "mul" or {_counted(a) for a in n.args} != {"R", "C"}) for n in users)
+        products = [n for n in users if n.op == "mul" and {_counted(a) for a in n.args} == {"R", "C"}]
+        return not users or any(n.op != "cast" and n not in products for n in users)
     return node.op in {"row_max", "column_sum", "gather", "columns"}
 
 
@@ -188,11 +189,11 @@ def prepare_shapes(kernel: Kernel, given: Given, options: Mapping[str, Any]) -> 
 
 
 def backward_reads(kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tuple[str, ...]) -> set[str]:
-    """Which of the given arrays the gradients depend on."""
+    """Which of the given arrays backward cannot do without."""
 
     def reads(job: Task) -> set[str]:
         try:
-            return job.program().reads()
+            return set(job.program().seen)
         except SubsetError:
             return set(kernel.declaration.backward_parameters)
 

@@ -59,8 +59,14 @@ class Trace:
     def __init__(self) -> None:
         self._nodes: dict[Any, Node] = {}
         self._same: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def see(self, *nodes: Node) -> None:
+        """Note that the formula looks at these."""
+        self._seen |= {n.value for n in nodes if n.op == "input"}
 
     def node(self, op: str, args: tuple[Node, ...], shape: Shape, dtype: DType, value: Any = None) -> Node:
+        self.see(*args)
         key = (op, args, shape, dtype, type(value), repr(value))
         if key not in self._nodes:
             self._nodes[key] = Node(op, args, shape, dtype, value)
@@ -97,7 +103,9 @@ class Trace:
                 node = Node("cast", (node,), node.shape, node.dtype)
             stored[key] = node
         read = {k: settle(v.node) for k, v in inputs.items()}
-        return Program(name, read, {k: settle(v.node) for k, v in options.items()}, stored, index)
+        self.see(*(value.node for value in outputs.values() if isinstance(value, Array)))
+        numbers = {k: settle(v.node) for k, v in options.items()}
+        return Program(name, read, numbers, stored, index, frozenset(self._seen))
 
     def lift(self, value: Any) -> Array:
         if isinstance(value, Array):
@@ -163,6 +171,7 @@ class Array:
 
     @property
     def dtype(self) -> DTypeToken:
+        self.trace.see(self.node)
         return _DTYPES[self.node.dtype]
 
     @property
@@ -174,6 +183,7 @@ class Array:
         def extent(e: Extent) -> Any:
             return 1 if e == 1 else Array(self.trace, self.trace.node("extent", (), (1, 1), "int", e))
 
+        self.trace.see(self.node)
         return extent(self.node.shape[0]), extent(self.node.shape[1])
 
     @property

@@ -69,7 +69,7 @@ def check_gradient(oracle: Any, arrays: dict[str, Any], options: dict[str, Any],
     expected = np.empty_like(ours)
     for at in np.ndindex(ours.shape):
         values = []
-        stays_positive = oracle in (ORACLES["log"], ORACLES["cross_entropy_probs"])
+        stays_positive = oracle in (ORACLES["log"], ORACLES["cross_entropy_probs"], ORACLES["kl_div"])
         h = 1e-5 * (abs(arrays[name][at]) if stays_positive else max(1.0, abs(arrays[name][at])))
         for sign in (1, -1):
             moved = arrays[name].copy()

@@ -139,6 +139,12 @@ def short_way(
     scope: dict[str, Any] = {f"d{k}": dtypes[n] for k, n in enumerate(names)}
     scope |= {f"e{k}": made[n] for k, n in enumerate(results)}
     scope |= {"ndarray": cupy.ndarray, "empty": cupy.empty, "uint8": np.dtype(np.uint8), "plans": {}, "prepare": prepare}
-    scope |= {"rectangle": rectangle, "machine": machine, "environ": os.environ, "checked": checked, "device": lambda: machine.current.number()}
+    scope |= {
+        "rectangle": rectangle,
+        "machine": machine,
+        "environ": os.environ,
+        "checked": checked,
+        "device": lambda: machine.current.number(),
+    }
     exec("\n".join(lines), scope)
     return scope["fast"]  # type: ignore[no-any-return]
