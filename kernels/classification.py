@@ -17,7 +17,7 @@ def check_nll(kinds, shapes, options):
     outputs=("loss",),
     check=check_nll,
     wrt=("x",),
-    domain={"weight": "positive"},
+    domain={"x": "log_simplex", "weight": "positive"},
     variants=({}, {"reduction": "sum"}, {"reduction": "none"}),
 )
 def nll_loss(xp, x, target: Index, *, weight: Column = None, ignore_index=-100, reduction="mean"):
@@ -187,7 +187,7 @@ def check_divergence(kinds, shapes, options):
     outputs=("loss",),
     check=check_divergence,
     wrt=("x",),
-    domain={"target": "simplex"},
+    domain={"x": "log_simplex", "target": "simplex"},
     variants=(
         {},
         {"reduction": "sum"},

@@ -163,10 +163,12 @@ def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: An
         assert Matrix in kinds
         size = (4, shape[-1])
     values = rng.normal(size=size) * 2
-    if domain in ("positive", "simplex"):
+    if domain != "real":
         values = np.exp(values)
-    if domain == "simplex":
+    if domain in ("simplex", "log_simplex"):
         values /= values.sum(-1, keepdims=True)
+    if domain == "log_simplex":
+        values = np.log(values)
     return np.asarray(values, dtype)
 
 
