@@ -276,8 +276,8 @@ def kernel(
     wrt
         The inputs that `value_and_grad` differentiates by unless told otherwise; default: all floating ones.
     domain
-        For checks and benchmarks: what samples an input takes, "real" (default), "positive", "simplex" (rows that sum
-        to one) or "log_simplex" (their logarithms).
+        For checks and benchmarks: what samples an input takes, "real" (default), "positive", "unit" (in (0, 1)),
+        "simplex" (rows that sum to one) or "log_simplex" (their logarithms).
     variants
         For checks: sets of options to go through.
     check

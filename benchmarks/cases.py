@@ -164,6 +164,8 @@ def _sample(rng: np.random.Generator, rows: int, columns: int, dtype: str, domai
     kind: Any = np.dtype(dtype).type
     if domain == "positive":
         return np.asarray(rng.random((rows, columns), kind) + kind(0.1))
+    if domain == "unit":
+        return np.asarray(rng.random((rows, columns), kind))
     values = rng.standard_normal((rows, columns), kind)
     if domain in ("simplex", "log_simplex"):
         np.exp(values, out=values)

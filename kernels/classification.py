@@ -90,7 +90,7 @@ def check_binary(kinds, shapes, options):
     outputs=("loss",),
     check=check_binary,
     wrt=("logits",),
-    domain={"target": "simplex", "weight": "positive", "pos_weight": "positive"},
+    domain={"target": "unit", "weight": "positive", "pos_weight": "positive"},
     variants=({}, {"reduction": "sum"}, {"reduction": "none"}),
 )
 def binary_cross_entropy_with_logits(xp, logits, target, *, weight: Full = None, reduction="mean", pos_weight: Full = None):

@@ -22,7 +22,7 @@ def check_mse(kinds, shapes, options):
         check_fits("mse_loss", "target", shapes, "x")
 
 
-@kernel(outputs=("loss",), check=check_mse, wrt=("x",), domain={"weight": "positive"}, variants=REDUCTIONS)
+@kernel(outputs=("loss",), check=check_mse, wrt=("x",), domain={"weight": "unit"}, variants=REDUCTIONS)
 def mse_loss(xp, x, target, *, weight: Full = None, reduction="mean"):
     """The squared error (x − t)², of each element or reduced.
 
@@ -87,7 +87,7 @@ def check_huber(kinds, shapes, options):
     outputs=("loss",),
     check=check_huber,
     wrt=("x",),
-    domain={"weight": "positive"},
+    domain={"weight": "unit"},
     variants=(*REDUCTIONS, {"delta": 0.3}),
 )
 def huber_loss(xp, x, target, *, reduction="mean", delta=1.0, weight: Full = None):

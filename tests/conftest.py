@@ -165,6 +165,8 @@ def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: An
     values = rng.normal(size=size) * 2
     if domain != "real":
         values = np.exp(values)
+    if domain == "unit":
+        values /= 1 + values
     if domain in ("simplex", "log_simplex"):
         values /= values.sum(-1, keepdims=True)
     if domain == "log_simplex":

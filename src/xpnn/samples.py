@@ -69,6 +69,8 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
         domain = d.domain.get(name, "real")
         if domain == "positive":
             value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504
+        elif domain == "unit":
+            value = 1 / (1 + np.exp(-value))
         elif domain in ("simplex", "log_simplex"):
             value = np.exp(value) / np.sum(np.exp(value), axis=-1, keepdims=True)
             value = np.log(value) if domain == "log_simplex" else value
