@@ -182,7 +182,9 @@ def _cases() -> list[Case]:
             continue
         d = k.declaration
         labels = (
-            [("index", True), ("probabilities", False)] if any(Index in i.kinds for i in d.inputs.values()) else [("", True)]
+            [("index", True), ("probabilities", False)]
+            if any({Index, Full} <= {*i.kinds} for i in d.inputs.values())
+            else [("", True)]
         )
         for label, index in labels:
             found.append(Case(name, label, dict(d.variants[0]), False, index))

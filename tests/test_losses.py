@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import xpnn
 
 INF, NAN = np.inf, np.nan
+TINY = np.finfo(np.float64).tiny  # what is smaller may be flushed
 RNG = np.random.default_rng(11)
 REDUCTIONS = ("none", "mean", "sum")
 LOSSES: list[tuple[str, dict[str, Any]]] = [
@@ -258,7 +259,7 @@ def piecewise(z: Any, width: float) -> Any:
     return np.where(inside, z * z / 2, width * (np.abs(z) - width / 2)), np.where(inside, z, width * np.sign(z))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(rows=ROWS)
 def test_any_numbers(rows: Any) -> None:
     """Terms and slopes against formulas written out in long double, to a few roundings of their largest term."""
@@ -285,8 +286,8 @@ def test_any_numbers(rows: Any) -> None:
             loss, pullback = getattr(xpnn, name).vjp(x, other, reduction="none", **dict(options))
             slope = pullback(np.ones(x.size))[0]
             for ours, truth in ((loss, terms), (slope, slopes)):
-                size = np.abs(truth) + (beside if ours is slope or name == "kl_div" else 0) + 1e-300
-                same = (ours == truth) | (np.isnan(ours) & np.isnan(truth)) | (np.abs(ours - truth) <= 1e-15 * size)
+                size = np.abs(truth) + (beside if ours is slope or name == "kl_div" else 0)
+                same = (ours == truth) | (np.isnan(ours) & np.isnan(truth)) | (np.abs(ours - truth) <= 1e-15 * size + TINY)
                 assert same.all(), (name, x[~same], other[~same], ours[~same], truth[~same])
 
 

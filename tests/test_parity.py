@@ -70,7 +70,7 @@ def check_gradient(oracle: Any, arrays: dict[str, Any], options: dict[str, Any],
     for at in np.ndindex(ours.shape):
         values = []
         stays_positive = oracle in (ORACLES["log"], ORACLES["cross_entropy_probs"], ORACLES["kl_div"])
-        h = 1e-5 * (abs(arrays[name][at]) if stays_positive else max(1.0, abs(arrays[name][at])))
+        h = 1e-3 * abs(arrays[name][at]) if stays_positive else 1e-5 * max(1.0, abs(arrays[name][at]))
         for sign in (1, -1):
             moved = arrays[name].copy()
             moved[at] += sign * h
