@@ -181,11 +181,8 @@ def _cases() -> list[Case]:
         if not isinstance(k, xpnn.Kernel) or k.__name__ != name:
             continue
         d = k.declaration
-        labels = (
-            [("index", True), ("probabilities", False)]
-            if any({Index, Full} <= {*i.kinds} for i in d.inputs.values())
-            else [("", True)]
-        )
+        either = any({Index, Full} <= {*i.kinds} for i in d.inputs.values())
+        labels = [("index", True), ("probabilities", False)] if either else [("", True)]
         for label, index in labels:
             found.append(Case(name, label, dict(d.variants[0]), False, index))
             if any(i.optional for i in d.inputs.values()):
