@@ -88,7 +88,7 @@ def check_huber(kinds, shapes, options):
     check=check_huber,
     wrt=("x",),
     domain={"weight": "unit"},
-    variants=(*REDUCTIONS, {"delta": 0.3}),
+    variants=tuple({"delta": 0.3, **options} for options in REDUCTIONS),
 )
 def huber_loss(xp, x, target, *, reduction="mean", delta=1.0, weight: Full = None):
     """Huber's loss: z²/2 where |z| < δ with z = x − t, and δ (|z| − δ/2), its tangent, beyond.
@@ -146,7 +146,7 @@ def check_smooth_l1(kinds, shapes, options):
     check=check_smooth_l1,
     off={"beta": 0.0},
     wrt=("x",),
-    variants=(*REDUCTIONS, {"beta": 0.3}, {"beta": 0.0}),
+    variants=(*({"beta": 0.3, **options} for options in REDUCTIONS), {"beta": 0.0}),
 )
 def smooth_l1_loss(xp, x, target, *, reduction="mean", beta=1.0):
     """|z| with z = x − t, its corner rounded off: z² / (2β) where |z| < β, and |z| − β/2 beyond.
