@@ -232,7 +232,7 @@ def frame(
     elif not shape and Matrix in kinds.values():
         raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
     elif axis is None:
-        result = Frame(shape, None, *(math.prod(extents) for extents in (shape[:1], shape[1:])))
+        result = Frame(shape, None, math.prod(shape[:1]), math.prod(shape[1:]))
     elif not -len(shape) <= axis < max(len(shape), 1) and (shape or axis != -1):
         fits = f"-{len(shape)} <= axis < {len(shape)} for shape {shape}" if shape else "-1 or 0 for a 0-d array"
         raise ValueError(wrong(kernel, "axis", axis, fits))

@@ -4,7 +4,7 @@ from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Full
 from xpnn.kernels.reduction import check_fits, check_reduction, per_term, reduced
 
-REDUCTIONS = ({}, {"reduction": "sum"}, {"reduction": "none"})
+REDUCTIONS: tuple[dict[str, str], ...] = ({}, {"reduction": "sum"}, {"reduction": "none"})
 
 
 def check_weight(name, shapes):
