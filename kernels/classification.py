@@ -230,7 +230,8 @@ def kl_div(xp, x, target, *, reduction="mean", log_target=False):
     >>> xpnn.kl_div(x, np.array([[1.0, 0.0], [0.25, 0.75]]), reduction="batchmean") == np.log(2) / 2
     np.True_
     """
-    p, log_p = both(xp, target, log_target)
+    p = xp.exp(target) if log_target else target
+    log_p = target if log_target else xp.log(xp.where(p == 0, 1.0, p))  # with log(0) a GPU would run out of registers
     return reduced(xp, xp.where(p == 0, 0.0, p * (log_p - x)), reduction)
 
 
@@ -238,11 +239,7 @@ def kl_div(xp, x, target, *, reduction="mean", log_target=False):
 def kl_div_backward(xp, dloss, x, target, *, reduction="mean", log_target=False):
     """∂/∂x = −t and ∂/∂t = log t − x + 1, which is −∞ at t = 0; for u = log t, ∂/∂u = t (u − x + 1)."""
     share = per_term(dloss, target, reduction)
-    p, log_p = both(xp, target, log_target)
-    slope = log_p - x + 1.0
-    return -share * p, share * (xp.where(p == 0, 0.0, p * slope) if log_target else slope)
-
-
-def both(xp, target, log_target):
-    """Probabilities and their logarithms, of whichever is given."""
-    return (xp.exp(target), target) if log_target else (target, xp.log(target))
+    if not log_target:
+        return -share * target, share * (xp.log(target) - x + 1.0)
+    p = xp.exp(target)
+    return -share * p, share * xp.where(p == 0, 0.0, p * (target - x + 1.0))
