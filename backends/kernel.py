@@ -58,7 +58,10 @@ class Kernel:
 
     @property
     def has_axis(self) -> bool:
-        """Whether the kernel works along rows, and so takes `axis`; element-wise kernels do not."""
+        """Whether the kernel works along rows, and so takes `axis`.
+
+        Element-wise kernels do not, nor do those that only add up everything.
+        """
         return prepare.has_axis(self)
 
     @property

@@ -320,6 +320,9 @@ def test_dtypes(backend: str, name: str, options: dict[str, Any], dtype: Any, cl
     dx, none = k.vjp(x, np.ones(x.shape, np.int64), **options)[1](1.0)
     assert dx.dtype == dtype
     assert none is None
+    none, dt = k.vjp(np.ones(x.shape, np.int64), t, **options)[1](1.0)
+    assert none is None
+    close(dt, k.vjp(np.ones(x.shape, dtype), t, **options)[1](1.0)[1], dtype=dtype)
 
 
 @pytest.mark.parametrize(("name", "options"), LOSSES)

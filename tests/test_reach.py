@@ -128,6 +128,23 @@ def test_everything_taken_from_everything(backend: str) -> None:
             np.testing.assert_allclose(k(x), x - x.mean(), rtol=0, atol=1e-14)
 
 
+def by_option(xp: Any, x: Any, *, over: str = "everything") -> Any:
+    return xp.sum(x, axis=None) if over == "everything" else xp.sum(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_rows_without_an_axis(backend: str) -> None:
+    """Where an option alone makes rows matter, a row is one place along the first axis."""
+    k = xpnn.kernel(by_option)
+    assert not k.has_axis
+    with xpnn.use_backend(backend):
+        for shape in ((), (4,), (4, 5), (2, 3, 4)):
+            x = np.random.default_rng(0).normal(size=shape)
+            rows = k(x, over="rows")
+            assert np.shape(rows) == shape[:1]
+            np.testing.assert_allclose(rows, x.reshape((*shape[:1], -1)).sum(-1), rtol=1e-14)
+
+
 @given(st.integers(0, 10**7))
 def test_rectangle(size: int) -> None:
     rows, columns = rectangle(size)
