@@ -192,9 +192,9 @@ def smooth_l1_loss_backward(xp, dloss, x, target, *, reduction="mean", beta=1.0)
 
 
 def huber(xp, z, delta):
-    """z²/2 where |z| < δ, else δ (|z| − δ/2)."""
-    size = xp.abs(z)
-    return xp.where(size < delta, 0.5 * z * z, delta * (size - 0.5 * delta))
+    """z²/2 where |z| < δ, else δ (|z| − δ/2): with c = z held within ±δ, which is the slope, both are c (z − c/2)."""
+    c = within(xp, z, delta)
+    return c * (z - 0.5 * c)
 
 
 def within(xp, z, limit):
