@@ -130,19 +130,21 @@ def _numpy_name(dtype: np.dtype[Any]) -> str:
 class Frame:
     """How the caller's shapes map to rows and columns.
 
-    `shape` is the shape of Full arrays; `axis` the one that becomes columns, or None for element-wise kernels.
+    `shape` is the shape of Full arrays; `axis` the one that becomes columns, or None for kernels that have no axis.
+    `reach` says how far a kernel looks (`prepare.reach`).
     """
 
     shape: tuple[int, ...]
     axis: int | None
     rows: int
     columns: int
+    reach: str = "row"
 
     @property
     def lead(self) -> tuple[int, ...]:
         """The shape of a row's values: Full without its axis."""
         if self.axis is None:
-            return ()
+            return self.shape[:1]
         return self.shape[: self.axis] + self.shape[self.axis + 1 :]
 
     def canonical(self, xp: Any, array: Any, kind: type[Kind]) -> Any:
@@ -168,8 +170,6 @@ class Frame:
         if shape == ("R", "C"):
             return self.shape
         rows, columns = shape
-        if rows == "R" and self.axis is None:
-            return self.shape
         lead = self.lead if rows == "R" else () if rows == 1 else (canonical[0],)
         if columns == 1:
             return lead
@@ -187,15 +187,29 @@ class Frame:
         return xp.reshape(array, target)
 
 
+@functools.lru_cache(4096)
+def rectangle(size: int) -> tuple[int, int]:
+    """Rows and columns for arrays of a size whose own shape does not matter.
+
+    What is summed over everything is then summed in rows of a few thousand: they are shared out over threads, and many
+    short sums round less than a long one. A size without a fitting divisor, such as a large prime, is one row.
+    """
+    columns = next((c for c in range(min(size, 8192), 255, -1) if size % c == 0), size)
+    return (size // columns if size else 1), columns
+
+
 def frame(
     kernel: str,
     shapes: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, type[Kind]],
     axis: int | None,
-    aware: bool,
+    reach: str,
     given: bool,
 ) -> Frame:
     """Work out rows and columns from the arguments' shapes.
+
+    Where a kernel of no axis tells rows from columns all the same, as a mean over a batch does, a row is what has one
+    place along the first axis.
 
     Raises
     ------
@@ -211,24 +225,20 @@ def frame(
         raise ValueError(
             wrong(kernel, full[-1], f"shape {shapes[full[-1]]}", f"one that fits {full[0]}'s {shapes[full[0]]}")
         ) from None
-    if not aware:
-        return Frame(shape, None, 1, math.prod(shape))
-    if not shape and Matrix in kinds.values():
+    if reach == "element":
+        result = Frame(shape, None, 1, math.prod(shape), reach)
+    elif reach == "all":
+        result = Frame(shape, None, *rectangle(math.prod(shape)), reach)
+    elif not shape and Matrix in kinds.values():
         raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
-    if not shape:
-        if axis not in (-1, 0):
-            raise ValueError(wrong(kernel, "axis", axis, "-1 or 0 for a 0-d array"))
-        return Frame((), 0, 1, 1)
-    assert axis is not None
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(wrong(kernel, "axis", axis, f"-{len(shape)} <= axis < {len(shape)} for shape {shape}"))
-    axis %= len(shape)
-    result = Frame(
-        shape,
-        axis,
-        math.prod(shape) // shape[axis] if shape[axis] else math.prod(shape[:axis] + shape[axis + 1 :]),
-        shape[axis],
-    )
+    elif axis is None:
+        result = Frame(shape, None, math.prod(shape[:1]), math.prod(shape[1:]))
+    elif not -len(shape) <= axis < max(len(shape), 1) and (shape or axis != -1):
+        fits = f"-{len(shape)} <= axis < {len(shape)} for shape {shape}" if shape else "-1 or 0 for a 0-d array"
+        raise ValueError(wrong(kernel, "axis", axis, fits))
+    else:
+        axis %= max(len(shape), 1)
+        result = Frame(shape, axis, math.prod(shape[:axis] + shape[axis + 1 :]), math.prod(shape[axis : axis + 1]))
     for name, kind in kinds.items():
         have = shapes[name]
         if kind in (Row, Index):

@@ -29,16 +29,16 @@ from xpnn.backends.arrays import (
 )
 from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
-from xpnn.backends.kinds import Full, Index, Kind, Row, Scalar
+from xpnn.backends.kinds import Full, Index, Kind, Matrix, Row, Scalar
 from xpnn.backends.prepare import (
     Given,
     Prepared,
-    aware,
     backward_reads,
     default_given,
     kind_of,
     prepare,
     prepare_shapes,
+    reach,
 )
 from xpnn.backends.program import Shape
 from xpnn.backends.task import OutOfRange
@@ -135,7 +135,7 @@ class Call:
         """Results where there are no rows or no columns."""
         empty: dict[str, Any] = {}
         for name, shape in expected.items():
-            if self.frame.columns == 0 and self.frame.rows and math.prod(shape):
+            if self.frame.axis is not None and self.frame.columns == 0 and self.frame.rows and math.prod(shape):
                 raise ValueError(
                     wrong(
                         self.what,
@@ -264,8 +264,10 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     if d.check is not None:
         d.check(kinds, shapes, bound.options)
     present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
-    rows = aware(kernel, default_given(d) | present, bound.options)
-    fr = frame(what, shapes, kinds, bound.axis, rows, bound.axis_given)
+    far = reach(kernel, default_given(d) | present, bound.options)
+    matrices = any(Matrix in i.kinds for i in d.inputs.values())
+    axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
+    fr = frame(what, shapes, kinds, axis, far, bound.axis_given)
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():
@@ -273,7 +275,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
             a = xp.astype(a, own)
         canonical[n] = fr.canonical(xp, a, kinds[n])
         given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
-    if not rows and lib == "numpy":
+    if far == "element" and lib == "numpy":
         fr, canonical = _keep_strides(fr, raw, canonical, dtype)
     return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
 
@@ -455,9 +457,11 @@ def value_and_grad(
     gradients = tuple("d" + n for n in names)
     made = made_by(call)
     ready = call.prepared((*made, *gradients))
-    size = {"R": math.prod(call.frame.lead), "C": call.frame.columns}
+    size = {"R": call.frame.rows, "C": call.frame.columns}
     shape = ready.shapes[d.outputs[0]]
-    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (shape[0] == "R" and call.frame.lead):
+    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
+        shape[0] == "R" and call.frame.axis is not None and call.frame.lead
+    ):
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))

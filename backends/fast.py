@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.backends import choice
-from xpnn.backends.arrays import FAST
+from xpnn.backends.arrays import FAST, rectangle
 from xpnn.backends.kinds import Full, Index, Row
 from xpnn.backends.program import Shape
 from xpnn.backends.task import HALF
@@ -49,7 +49,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         for n, a in zip(kinds, args, strict=True)
     )
     results = {n: ready.shapes[n] for n in e.outputs}
-    plain = set(results.values()) <= _EXTENTS.keys() and fr.axis in (None, len(fr.shape) - 1)
+    plain = set(results.values()) <= _EXTENTS.keys() and (fr.reach != "row" or fr.axis == len(fr.shape) - 1)
     ambiguous = Index in kinds.values() and len(fr.shape) > 2
     if Full not in kinds.values():
         return
@@ -71,8 +71,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
     if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
         lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
-    if fr.axis is None:
-        lines.append("    rows, columns = 1, size")
+    if fr.reach != "row":
+        lines.append(f"    rows, columns = {'1, size' if fr.reach == 'element' else 'rectangle(size)'}")
     else:
         lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []
@@ -120,6 +120,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     scope |= {f"{r}_dtype": compiled.dtypes[n] for n, r in made.items()}
     scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "uint16": np.uint16}
     scope |= {"entry": compiled.call, "run": compiled.direct, "limit": compiled.serial_below}
+    scope |= {"rectangle": rectangle}
     scope["checked"] = call.kernel._checked
     exec("\n".join(lines), scope)
     store[key] = scope["fast"]

@@ -58,7 +58,10 @@ class Kernel:
 
     @property
     def has_axis(self) -> bool:
-        """Whether the kernel works along rows, and so takes `axis`; element-wise kernels do not."""
+        """Whether the kernel works along rows, and so takes `axis`.
+
+        Element-wise kernels do not, nor do those that only add up everything.
+        """
         return prepare.has_axis(self)
 
     @property
@@ -278,7 +281,8 @@ def kernel(
     wrt
         The inputs that `value_and_grad` differentiates by unless told otherwise; default: all floating ones.
     domain
-        For checks and benchmarks: what samples an input takes, "real" (default), "positive" or "simplex".
+        For checks and benchmarks: what samples an input takes, "real" (default), "positive", "unit" (in (0, 1)),
+        "simplex" (rows that sum to one) or "log_simplex" (their logarithms).
     variants
         For checks: sets of options to go through.
     check

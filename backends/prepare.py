@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from xpnn.backends.arrays import wrong
 from xpnn.backends.bind import needs_backward, option_value
 from xpnn.backends.declare import Declaration, evaluate, is_dynamic
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
-from xpnn.backends.program import DType, Shape, walk
+from xpnn.backends.program import DType, Node, Shape, walk
 from xpnn.backends.task import BackendError, Executable, Task
 from xpnn.backends.trace import SubsetError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
 
 T = TypeVar("T")
+Reach = Literal["element", "all", "row"]
 Given = dict[str, tuple[type[Kind], DType]]
 
 
@@ -34,33 +35,66 @@ def default_given(d: Declaration) -> Given:
 
 
 def has_axis(kernel: Kernel) -> bool:
-    d = kernel.declaration
-    return aware(kernel) and not any(Matrix in i.kinds for i in d.inputs.values())
+    """Whether rows are told from columns: by the formulas as they are usually called, or by the kind of any input."""
+    inputs = kernel.declaration.inputs.values()
+    if any(Matrix in i.kinds for i in inputs):
+        return False
+    return reach(kernel) == "row" or any(kind not in (Full, Scalar) for i in inputs for kind in i.kinds)
 
 
-def aware(kernel: Kernel, given: Given | None = None, options: Mapping[str, Any] | None = None) -> bool:
-    """Whether a kernel tells rows from columns, called so; if not, it is run on flat arrays."""
+def reach(kernel: Kernel, given: Given | None = None, options: Mapping[str, Any] | None = None) -> Reach:
+    """How far a kernel looks, called so.
+
+    "element": every result of an element is made of that element. "all": of everything, as a mean loss and its gradient
+    are. In both cases rows are not told from columns, and the arrays may be flat. "row": anything else.
+    """
     d = kernel.declaration
     inputs = default_given(d) if given is None else given
     chosen = d.options if options is None else options
-    return _remembered(kernel, "aware", inputs, chosen, (*d.outputs, *d.saved), _tells_rows)
+    return _remembered(kernel, "reach", inputs, chosen, (*d.outputs, *d.saved), _reach)
 
 
-def _tells_rows(job: Task) -> bool:
+def _reach(job: Task) -> Reach:
     d = job.declaration
     if any(kind not in (Full, Scalar) for kind, _ in job.given.values()):
-        return True
-    jobs = [job]
-    if d.backward is not None:
-        given = job.given | dict.fromkeys((*d.outputs, *d.saved, *d.cotangents()), (Full, "float"))
-        jobs.append(replace(job, given=given, wanted=tuple("d" + n for n in job.given)))
+        return "row"
     try:
-        programs = [j.program() for j in jobs]
+        program = job.program()
+        nodes = set(walk(program.outputs.values()))
+        made = {n: node.shape for n, node in program.outputs.items()}
+        if not set(made.values()) <= {("R", "C"), (1, 1)}:
+            return "row"
+        if d.backward is not None:
+            made |= {"d" + n: made[n] for n in d.outputs}
+            given = job.given | {n: (kind_of(shape), "float") for n, shape in made.items()}
+            gradients = replace(job, given=given, wanted=tuple("d" + n for n in job.given)).program()
+            nodes |= set(walk(gradients.outputs.values()))
     except (SubsetError, TypeError):
-        return True
-    nodes = {n for p in programs for n in walk(p.outputs.values())}
-    reduces = any(n.op in {"row_sum", "row_max", "column_sum", "sum_rows", "gather", "columns", "extent"} for n in nodes)
-    return reduces or any(n.shape != ("R", "C") for n in programs[0].outputs.values())
+        return "row"
+    if any(_tells_rows(n, nodes) for n in nodes):
+        return "row"
+    return "all" if any(n.op in {"row_sum", "sum_rows", "extent"} for n in nodes) else "element"
+
+
+def _tells_rows(node: Node, nodes: Collection[Node]) -> bool:
+    """Whether a node of a program comes out differently where the same elements have other rows and columns.
+
+    The sum of a row does not matter where all that is made of it is the sum over the rows; nor do the number of rows and
+    that of columns where they are multiplied with one another.
+    """
+    users = [n for n in nodes if node in n.args]
+    if node.op == "row_sum":
+        return not users or any(n.op != "sum_rows" for n in users)
+    if _counted(node):
+        products = [n for n in users if n.op == "mul" and {_counted(a) for a in n.args} == {"R", "C"}]
+        return not users or any(n.op != "cast" and n not in products for n in users)
+    return node.op in {"row_max", "column_sum", "gather", "columns"}
+
+
+def _counted(node: Node) -> str | None:
+    """The extent that a number is, or None."""
+    node = node.args[0] if node.op == "cast" else node
+    return node.value if node.op == "extent" else None
 
 
 def kind_of(shape: Shape) -> type[Kind]:
@@ -157,11 +191,11 @@ def prepare_shapes(kernel: Kernel, given: Given, options: Mapping[str, Any]) -> 
 
 
 def backward_reads(kernel: Kernel, given: Given, options: Mapping[str, Any], wanted: tuple[str, ...]) -> set[str]:
-    """Which of the given arrays the gradients depend on."""
+    """Which of the given arrays backward cannot do without."""
 
     def reads(job: Task) -> set[str]:
         try:
-            return job.program().reads()
+            return set(job.program().seen)
         except SubsetError:
             return set(kernel.declaration.backward_parameters)
 
@@ -209,9 +243,7 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
     elif direction in ("backward", "value_and_grad"):
         needs_backward(kernel)
         wanted = (
-            gradients
-            if direction == "backward"
-            else (*made, *(f"d{n}" for n in d.default_wrt or [g[1:] for g in gradients]))
+            gradients if direction == "backward" else (*made, *(f"d{n}" for n in d.default_wrt or [g[1:] for g in gradients]))
         )
     else:
         raise ValueError(wrong(what, "direction", repr(direction), "'forward', 'backward' or 'value_and_grad'"))

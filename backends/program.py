@@ -56,6 +56,8 @@ class Program:
 
     `inputs` and `options` are leaf nodes by name, `outputs` the results by name. `index` names the inputs that must lie in
     [0, C), with the option whose value is exempt. Extents that the formula takes to be equal have the same symbol.
+    `seen` names the inputs that the formula looked at, if only at their shape, or for what no output depends on: a formula
+    that is run as it stands cannot do without them.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Program:
     options: dict[str, Node]
     outputs: dict[str, Node]
     index: dict[str, str | None] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
 
     def text(self) -> str:
         """The program, one operation a line; equal programs have equal text."""

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from xpnn.backends.program import DType, Extent, Node, Program, Shape
 
 UNARY = {
-    "abs": "abs", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh", "negative": "neg", "isnan": "isnan",
-    "logical_not": "not",
+    "abs": "abs", "exp": "exp", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh", "negative": "neg",
+    "isnan": "isnan", "logical_not": "not",
 }  # fmt: skip
 BINARY = {
     "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "maximum", "minimum": "minimum",
@@ -20,7 +20,7 @@ BINARY = {
     "logical_and": "and", "logical_or": "or",
 }  # fmt: skip
 _TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
-_TO_FLOAT = {"div", "exp", "log", "sqrt", "tanh"}
+_TO_FLOAT = {"div", "exp", "log", "log1p", "sqrt", "tanh"}
 
 
 class SubsetError(TypeError):
@@ -59,8 +59,14 @@ class Trace:
     def __init__(self) -> None:
         self._nodes: dict[Any, Node] = {}
         self._same: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def see(self, *nodes: Node) -> None:
+        """Note that the formula looks at these."""
+        self._seen |= {n.value for n in nodes if n.op == "input"}
 
     def node(self, op: str, args: tuple[Node, ...], shape: Shape, dtype: DType, value: Any = None) -> Node:
+        self.see(*args)
         key = (op, args, shape, dtype, type(value), repr(value))
         if key not in self._nodes:
             self._nodes[key] = Node(op, args, shape, dtype, value)
@@ -99,7 +105,9 @@ class Trace:
                 node = Node("cast", (node,), node.shape, dtype)
             stored[key] = node
         read = {k: settle(v.node) for k, v in inputs.items()}
-        return Program(name, read, {k: settle(v.node) for k, v in options.items()}, stored, index)
+        self.see(*(value.node for value in outputs.values() if isinstance(value, Array)))
+        numbers = {k: settle(v.node) for k, v in options.items()}
+        return Program(name, read, numbers, stored, index, frozenset(self._seen))
 
     def lift(self, value: Any) -> Array:
         if isinstance(value, Array):
@@ -165,6 +173,7 @@ class Array:
 
     @property
     def dtype(self) -> DTypeToken:
+        self.trace.see(self.node)
         return _DTYPES[self.node.dtype]
 
     @property
@@ -176,6 +185,7 @@ class Array:
         def extent(e: Extent) -> Any:
             return 1 if e == 1 else Array(self.trace, self.trace.node("extent", (), (1, 1), "int", e))
 
+        self.trace.see(self.node)
         return extent(self.node.shape[0]), extent(self.node.shape[1])
 
     @property

@@ -164,10 +164,14 @@ def _sample(rng: np.random.Generator, rows: int, columns: int, dtype: str, domai
     kind: Any = np.dtype(dtype).type
     if domain == "positive":
         return np.asarray(rng.random((rows, columns), kind) + kind(0.1))
+    if domain == "unit":
+        return np.asarray(rng.random((rows, columns), kind))
     values = rng.standard_normal((rows, columns), kind)
-    if domain == "simplex":
+    if domain in ("simplex", "log_simplex"):
         np.exp(values, out=values)
         values /= values.sum(axis=-1, keepdims=True)
+    if domain == "log_simplex":
+        np.log(values, out=values)
     return np.asarray(values)
 
 

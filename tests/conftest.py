@@ -165,10 +165,14 @@ def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: An
         assert Matrix in kinds
         size = (4, shape[-1])
     values = rng.normal(size=size) * 2
-    if domain in ("positive", "simplex"):
+    if domain != "real":
         values = np.exp(values)
-    if domain == "simplex":
+    if domain == "unit":
+        values /= 1 + values
+    if domain in ("simplex", "log_simplex"):
         values /= values.sum(-1, keepdims=True)
+    if domain == "log_simplex":
+        values = np.log(values)
     return np.asarray(values, dtype)
 
 
@@ -179,9 +183,8 @@ def _cases() -> list[Case]:
         if not isinstance(k, xpnn.Kernel) or k.__name__ != name:
             continue
         d = k.declaration
-        labels = (
-            [("index", True), ("probabilities", False)] if any(Index in i.kinds for i in d.inputs.values()) else [("", True)]
-        )
+        either = any({Index, Full} <= {*i.kinds} for i in d.inputs.values())
+        labels = [("index", True), ("probabilities", False)] if either else [("", True)]
         for label, index in labels:
             found.append(Case(name, label, dict(d.variants[0]), False, index))
             if any(i.optional for i in d.inputs.values()):

@@ -54,6 +54,23 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, activation: An
     return z if activation is None else ORACLES[activation.__name__](z)
 
 
+def nll_loss(x: Array, target: Array, weight: Array | None = None, *, reduction: str = "mean") -> Array:
+    """A product with one-hot rows of weights; an ignored row is zero."""
+    w = np.eye(x.shape[-1])[np.maximum(target, 0)] * (target != -100)[:, None] * (1.0 if weight is None else weight)
+    return reduced(-(w * x).sum(-1), reduction, w.sum())
+
+
+def reduced(terms: Array, reduction: str, mass: Any = None) -> Array:
+    """What is left of the terms of a loss."""
+    by = {"sum": 1, "mean": terms.size if mass is None else mass, "batchmean": len(terms)}
+    return terms if reduction == "none" else np.sum(terms) / by[reduction]
+
+
+def binary(logits: Array, target: Array, weight: Any = 1.0, pos_weight: Any = 1.0, *, reduction: str = "mean") -> Array:
+    """Between the two answers' entropies."""
+    return reduced(-weight * (pos_weight * target * sp.log_expit(logits) + (1 - target) * sp.log_expit(-logits)), reduction)
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "sigmoid": lambda x: sp.expit(x),
     "tanh": lambda x: -np.expm1(-2 * x) / (1 + np.exp(-2 * x)),
@@ -65,4 +82,18 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "linear": linear,
     "cross_entropy_probs": lambda probs, target: sp.entr(target).sum(-1) + sp.rel_entr(target, probs).sum(-1),
     "cross_entropy": cross_entropy,
+    "nll_loss": nll_loss,
+    "binary_cross_entropy_with_logits": binary,
+    "kl_div": lambda x, target, log_target=False, reduction="mean": reduced(
+        np.exp(target) * (target - x) if log_target else -sp.entr(target) - target * x, reduction
+    ),
+    "mse_loss": lambda x, target, weight=None, reduction="mean": reduced(
+        np.subtract(x, target) ** 2 * (1.0 if weight is None else weight), reduction, None if weight is None else weight.sum()
+    ),
+    "huber_loss": lambda x, target, weight=1.0, reduction="mean", delta=1.0: reduced(
+        weight * sp.huber(delta, x - target), reduction
+    ),
+    "smooth_l1_loss": lambda x, target, reduction="mean", beta=1.0: reduced(
+        sp.huber(beta, x - target) / beta if beta else np.abs(x - target), reduction
+    ),
 }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -40,7 +41,9 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def check_conversions() -> None:
-    special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 3e38, -3e38, 1e-45, -1e-45, 6e-8, 2.9e-8, 65519.99, 65520])
+    special = np.float32(
+        [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 3e38, -3e38, 1e-45, -1e-45, 6e-8, 2.9e-8, 65519.99, 65520]
+    )
     bits = np.random.default_rng(0).integers(0, 2**32, 2_000_001, dtype=np.uint32)
     for dtype in HALVES.values():
         held = EVERY.view(dtype)[None]
@@ -73,7 +76,10 @@ def test_conversions_without_the_processors_help() -> None:
     """
     environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), os.path.dirname(__file__)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(code), str(Path(__file__).parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 

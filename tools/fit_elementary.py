@@ -169,6 +169,9 @@ def float64_samples(name: str) -> Any:
     if name == "log":
         near_one = 1 + rng.choice([-1, 1], size) * small / 100
         return np.concatenate([spread, rng.uniform(0.3, 3, 4 * size), near_one, [5e-324]])
+    if name == "log1p":  # near -1, across 0 down to where it is the identity, and far out
+        tiny = rng.choice([-1, 1], 2 * size) * np.exp(rng.uniform(-80, -1, 2 * size))
+        return np.concatenate([spread, tiny, rng.uniform(-1, 3, 4 * size), small - 1, -1 + 2.0 ** -rng.uniform(1, 53, size)])
     if name == "tanh":
         return np.concatenate([spread, small, -small, rng.uniform(0, 1.5, 2 * size), rng.uniform(0, 20, size)])
     x = np.concatenate([rng.uniform(-708.396, 709.782, 3 * size), rng.uniform(-2, 2, 3 * size), small])
@@ -212,6 +215,8 @@ def check_special(name: str, function: Function, dtype: type) -> None:
     pairs = {
         "exp_nonpositive": [(0.0, 1.0), (-0.0, 1.0), (-inf, 0.0), (nan, nan), (low * 1.0001, 0.0), (limits.min, 0.0)],
         "log": [(0.0, -inf), (-0.0, -inf), (-1.0, nan), (-tiny, nan), (-inf, nan), (inf, inf), (nan, nan), (1.0, 0.0)],
+        "log1p": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, inf, nan)]
+        + [(-1.0, -inf), (-1.5, nan), (-inf, nan), (limits.min, nan)],
         "tanh": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, nan)]
         + [(inf, 1.0), (-inf, -1.0), (limits.max, 1.0), (-50.0, -1.0)],
     }
@@ -223,7 +228,7 @@ def check_special(name: str, function: Function, dtype: type) -> None:
 
 
 def check(stride: int) -> None:
-    for name in ("exp", "exp_nonpositive", "log", "tanh"):
+    for name in ("exp", "exp_nonpositive", "log", "log1p", "tanh"):
         function = compiled(name)
         check_special(name, function, np.float32)
         check_special(name, function, np.float64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpnn.backends.arrays import rectangle
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.loop import Starter
 from xpnn.backends.kinds import Full, Index, Row
@@ -44,7 +45,7 @@ def short_way(
     names = tuple(kinds)
     results = {n: _KINDS.get(ready.shapes[n]) for n in loop.program.outputs} if loop is not None else {}
     ambiguous = Index in kinds.values() and len(fr.shape) > 2
-    plain = fr.axis in (None, len(fr.shape) - 1) and Full in kinds.values() and None not in results.values()
+    plain = (fr.reach != "row" or fr.axis == len(fr.shape) - 1) and Full in kinds.values() and None not in results.values()
     if loop is None or not plain or ambiguous or set(wanted) != set(results) or set(loop.program.inputs) != set(names):
         return None
     dtypes = {n: a.dtype for n, a in zip(names, args, strict=True)}
@@ -95,7 +96,8 @@ def short_way(
             lines.append(f"    if {a}.shape != {'shape' if kinds[n] is Full else 'shape[:-1]'}: return None")
         lines.append(f"    p{k} = {a}.data.ptr")
     full = [f"p{k}" for k, n in enumerate(names) if kinds[n] is Full]
-    lines.append("    rows, columns = 1, size" if fr.axis is None else "    columns = shape[-1]; rows = size // columns")
+    extents = {"element": "1, size", "all": "rectangle(size)"}.get(fr.reach, "size // shape[-1], shape[-1]")
+    lines.append(f"    rows, columns = {extents}")
     shapes = {"full": "shape", "row": "shape[:-1]", "number": "()"}
     for k, (n, kind) in enumerate(results.items()):
         if n != target:
@@ -137,6 +139,12 @@ def short_way(
     scope: dict[str, Any] = {f"d{k}": dtypes[n] for k, n in enumerate(names)}
     scope |= {f"e{k}": made[n] for k, n in enumerate(results)}
     scope |= {"ndarray": cupy.ndarray, "empty": cupy.empty, "uint8": np.dtype(np.uint8), "plans": {}, "prepare": prepare}
-    scope |= {"machine": machine, "environ": os.environ, "checked": checked, "device": lambda: machine.current.number()}
+    scope |= {
+        "rectangle": rectangle,
+        "machine": machine,
+        "environ": os.environ,
+        "checked": checked,
+        "device": lambda: machine.current.number(),
+    }
     exec("\n".join(lines), scope)
     return scope["fast"]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""exp, log and tanh as straight-line LLVM IR, for a scalar float or double or a vector of them alike.
+"""exp, log, log1p and tanh as straight-line LLVM IR, for a scalar float or double or a vector of them alike.
 
 There are no branches, calls or fast-math flags, so a lane of a vector gets the bits that the scalar code gives.
 Numba adds the fastmath flags of a caller to these operations too: `contract`, `nsz` and `arcp` do no harm, but with
@@ -228,10 +228,28 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 def log(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """log(x) = e ln 2 + log(1 + f) with x = 2**e (1 + f) and sqrt(1/2) <= 1 + f < sqrt(2).
 
-    log(1 + f) is f + f**2 q(f) for float32; for float64 the polynomial in s = f / (2 + f) is so much shorter that it
-    pays for the division. Worst error 0.89 ULP (float32), 0.80 ULP (float64).
+    Worst error 0.89 ULP (float32), 0.80 ULP (float64).
+    """
+    return _log(_Value(builder, x)).raw
+
+
+def log1p(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """log(1 + x) = log(u) + (x - (u - 1)) / u with u = 1 + x rounded: what the rounding lost comes back as a last term.
+
+    It is added before the logarithm's own last addition, which alone rounds where x is small.
+    Worst error 0.89 ULP (float32), 0.91 ULP (float64).
     """
     v = _Value(builder, x)
+    u = v + 1.0
+    return _log(u, (v - (u - 1.0)) / u).replace(v.equals(0.0), v).raw  # -0.0 keeps its sign
+
+
+def _log(v: _Value, last: _Value | None = None) -> _Value:
+    """log(v) + last, for a last term that is small beside v; the edges are those of log(v).
+
+    log(1 + f) is f + f**2 q(f) for float32; for float64 the polynomial in s = f / (2 + f) is so much shorter that it
+    pays for the division.
+    """
     form = v.format
     unit = 1 << form.mantissa  # one in the exponent's place
     half = (form.bias - 1) * unit + int((math.sqrt(2) - 1) * unit)  # the bits of sqrt(1/2)
@@ -243,14 +261,15 @@ def log(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     offset = form.one_ulp + form.bias
     e = exponent - v.choose(subnormal, offset + form.mantissa, offset)
     high, low = form.ln2
+    small = e * low if last is None else e.fma(low, last)
     if form is _FLOAT:
-        rest = _polynomial(f, form.log1p).fma(f * f, e * low)
+        rest = _polynomial(f, form.log1p).fma(f * f, small)
     else:
         s = f / (f + 2.0)
-        rest = s.fma(_polynomial(s * s, form.log1p) * (s * s) - f, e * low)  # f - s f = 2 s, without its rounding
+        rest = s.fma(_polynomial(s * s, form.log1p) * (s * s) - f, small)  # f - s f = 2 s, without its rounding
     y = e.fma(high, f + rest)
     y = v.choose(v.equals(0.0), -math.inf, math.nan).replace(v > 0.0, y)
-    return v.replace(v < math.inf, y).raw
+    return v.replace(v < math.inf, y)
 
 
 def tanh(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:

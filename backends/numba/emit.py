@@ -31,6 +31,7 @@ _VOCABULARY = [
     "keep",
     "least",
     "log",
+    "log1p",
     "logical_and",
     "logical_not",
     "logical_or",

@@ -82,6 +82,8 @@ def narrow(builder: Any, name: str, value: ir.Value) -> ir.Value:
     count = builder.bitcast(builder.fadd(builder.bitcast(bits, floats), half), ints)
     small = builder.sub(count, _constant(bits, 126 << 23))
     result = builder.select(builder.icmp_unsigned("<", bits, _constant(bits, (127 - 14) << 23)), small, usual)
-    result = builder.select(builder.icmp_unsigned(">=", bits, _constant(bits, (127 + 16) << 23)), _constant(bits, 0x7C00), result)
+    result = builder.select(
+        builder.icmp_unsigned(">=", bits, _constant(bits, (127 + 16) << 23)), _constant(bits, 0x7C00), result
+    )
     result = builder.select(nan, _constant(bits, 0x7E00), result)
     return builder.trunc(builder.or_(result, sign), shorts)

@@ -154,6 +154,10 @@ def _log(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.log(builder, a)
 
 
+def _log1p(builder: Any, a: ir.Value) -> ir.Value:
+    return elementary.log1p(builder, a)
+
+
 def _tanh(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.tanh(builder, a)
 
@@ -194,6 +198,7 @@ def _logical_not(builder: Any, a: ir.Value) -> ir.Value:
 exp = _elementwise("exp", _exp)
 exp_nonpositive = _elementwise("exp_nonpositive", _exp_nonpositive)
 log = _elementwise("log", _log)
+log1p = _elementwise("log1p", _log1p)
 tanh = _elementwise("tanh", _tanh)
 sqrt = _elementwise("sqrt", _sqrt)
 absolute = _elementwise("absolute", _absolute)
@@ -217,8 +222,7 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         test, *values = args
         if lanes is not None:
             values = [
-                v if isinstance(t, Lanes) else splat(builder, v, lanes.count)
-                for v, t in zip(values, sig.args[1:], strict=True)
+                v if isinstance(t, Lanes) else splat(builder, v, lanes.count) for v, t in zip(values, sig.args[1:], strict=True)
             ]
             if not isinstance(sig.args[0], Lanes):
                 test = splat(builder, test, lanes.count)

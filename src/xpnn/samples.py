@@ -58,6 +58,7 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
         kind = Full if name in variant.full else i.kinds[0]
         if kind is Index:
             arrays[name] = rng.integers(0, columns, rows)
+            arrays[name][0] = 0  # a result made of one column of each row reads the first, which checks spoil
             if "ignore_index" in d.options and rows > 2:
                 arrays[name][rows // 2] = d.options["ignore_index"]
             continue
@@ -68,8 +69,11 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
         domain = d.domain.get(name, "real")
         if domain == "positive":
             value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504
-        elif domain == "simplex":
+        elif domain == "unit":
+            value = 1 / (1 + np.exp(-value))
+        elif domain in ("simplex", "log_simplex"):
             value = np.exp(value) / np.sum(np.exp(value), axis=-1, keepdims=True)
+            value = np.log(value) if domain == "log_simplex" else value
         elif kind is Full and seed % 2:
             if kernel.has_axis:
                 far = 16.0 if dtype in HALF else 1e4  # where neighbours are still told apart

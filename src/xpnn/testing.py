@@ -146,15 +146,6 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     return Recorded(program, call.canonical, bound.options, call.frame)
 
 
-def _sizes(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
-    """The size of the terms behind each result; none for a kernel that cannot be traced."""
-    try:
-        recorded = record(kernel, arrays, options, names)
-    except SubsetError:
-        return {}
-    return {n: v.size for n, v in recorded.results(recorded.program).items()}
-
-
 def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "") -> Array:
     """The error of each element in ULP of the larger of the true value and its terms; NaN for NaN counts as right.
 
@@ -188,11 +179,16 @@ def _unit(scale: Array, dtype: str) -> Array:
 
 @dataclass
 class Truth:
-    """What a direction should give, and what the composed formula gives in the same precision."""
+    """What a direction should give, and what the composed formula gives in the same precision.
+
+    `sizes` are those of the terms behind each result, none for a kernel that cannot be traced; `reads` names the arrays
+    that the results depend on.
+    """
 
     exact: dict[str, Array]
     composed: dict[str, Array]
     sizes: dict[str, Array]
+    reads: set[str]
     computed: str
 
     def excess(self, results: dict[str, Array]) -> tuple[float, float, float]:
@@ -219,7 +215,12 @@ def truth_of(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
     names = tuple(exact)
     stored = any(Matrix in i.kinds for i in kernel.declaration.inputs.values())  # products are, in the arrays' dtype
     computed = "float32" if dtype in HALF and not stored else dtype
-    return Truth(exact, composed, _sizes(kernel, _with(arrays, _WIDER[dtype]), options, names), computed)
+    try:
+        recorded = record(kernel, _with(arrays, _WIDER[dtype]), options, names)
+    except SubsetError:
+        return Truth(exact, composed, {}, set(arrays), computed)
+    sizes = {n: v.size for n, v in recorded.results(recorded.program).items()}
+    return Truth(exact, composed, sizes, recorded.program.reads(), computed)
 
 
 def _blind(
@@ -239,7 +240,7 @@ def _blind(
             spoilt.flat[order[len(order) // 2]] = 0
             if truth.excess(results | {name: spoilt})[2] <= 0:
                 return f"{name} with its median element zeroed"
-    first = next((n for n, a in arrays.items() if a.ndim == 2 and is_float(a)), None)
+    first = next((n for n, a in arrays.items() if a.ndim == 2 and is_float(a) and n in truth.reads), None)
     if first is None or min(arrays[first].shape) < 2:
         return ""
     for what, at in (("column", np.s_[..., 0]), ("row", np.s_[0])):
@@ -345,7 +346,6 @@ def gradient_error(kernel: Kernel, variant: Variant, backend: str, seed: int) ->
     rng = np.random.default_rng(seed)
     worst = 0.0
     with place(backend) as at:
-
         made = _outputs(kernel, arrays, options)
         smooth = [n for n in kernel.declaration.differentiable if n in made]
 
