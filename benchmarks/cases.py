@@ -16,9 +16,11 @@ import numpy as np
 
 import xpnn
 from xpnn.backends import prepare
+from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index, Matrix
 from xpnn.backends.program import Program
+from xpnn.backends.task import HALF
 
 SEED = 20240607
 Array = np.ndarray[Any, Any]
@@ -45,6 +47,10 @@ PRODUCTS = (
     ((4096, 784, 128), "the same, large batch", True),
     ((2048, 768, 3072), "feed-forward layer (BERT base)", False),
 )
+HEADS = (
+    ((512, 64, 8000), "a small language model's head", True),
+    ((2048, 512, 64000), "a language model's head", False),
+)
 
 # How kernels with optional parts are usually called: inputs that may be left out but are not, and options.
 USUAL_INPUTS: dict[str, tuple[str, ...]] = {"linear": ("bias",)}
@@ -58,7 +64,7 @@ class Case:
     Attributes
     ----------
     shape
-        (R, C) for kernels along rows, (N,) for element-wise ones, (R, C, K) for a layer from C to K units.
+        (R, C) for kernels along rows, (N,) for element-wise ones, (R, C, K) for a layer from C to K units or classes.
     direction
         "forward"; "backward", given what `vjp` keeps; or "value_and_grad", the fused pass.
     source
@@ -96,6 +102,11 @@ class Case:
         return USUAL_OPTIONS.get(self.kernel.__name__, {})
 
     @property
+    def dimensions(self) -> int:
+        """How many numbers the shape of such a case has."""
+        return 3 if self.is_product else 2 if _by_rows(self.kernel) else 1
+
+    @property
     def is_product(self) -> bool:
         """Whether a matrix product, not memory, bounds it."""
         return _has_matrix(self.kernel)
@@ -116,7 +127,7 @@ class Case:
         """Bytes that must be moved: each array that is read, once, and each result, once."""
         reads = self.program.reads()
         read = [n for name, n in self.program.inputs.items() if name in reads]
-        width = np.dtype(self.dtype).itemsize
+        width = numpy_dtype(self.dtype).itemsize
         sizes = {"float": width, "int": 8, "bool": 1}
         return sum(math.prod(self._extents(n.shape)) * sizes[n.dtype] for n in (*read, *self.program.outputs.values()))
 
@@ -132,7 +143,10 @@ class Case:
                 made[name] = rng.integers(0, self.shape[-1], rows)
             else:
                 values = _sample(rng, rows, columns, self.dtype, d.domain.get(name, "real"))
-                made[name] = values if Matrix in d.inputs[name].kinds else values.reshape(self._public(node.shape))
+                if Matrix in d.inputs[name].kinds:  # as networks are initialised, so that logits are about 1
+                    made[name] = np.asarray(values * columns**-0.5, values.dtype)
+                else:
+                    made[name] = values.reshape(self._public(node.shape))
         if self.direction == "backward":
             for name, node in forward.outputs.items():
                 rows, columns = self._extents(node.shape)
@@ -161,6 +175,8 @@ class Case:
 
 def _sample(rng: np.random.Generator, rows: int, columns: int, dtype: str, domain: str) -> Array:
     """Random numbers that an input takes."""
+    if dtype in HALF:
+        return _sample(rng, rows, columns, "float32", domain).astype(numpy_dtype(dtype))
     kind: Any = np.dtype(dtype).type
     if domain == "positive":
         return np.asarray(rng.random((rows, columns), kind) + kind(0.1))
@@ -179,6 +195,14 @@ def _has_matrix(kernel: Kernel) -> bool:
     return any(Matrix in i.kinds for i in kernel.declaration.inputs.values())
 
 
+def _has_classes(kernel: Kernel) -> bool:
+    return any(Index in i.kinds for i in kernel.declaration.inputs.values())
+
+
+def _by_rows(kernel: Kernel) -> bool:
+    return kernel.has_axis or _has_classes(kernel)
+
+
 def directions(kernel: Kernel) -> tuple[str, ...]:
     """The directions in which a kernel is measured.
 
@@ -186,16 +210,24 @@ def directions(kernel: Kernel) -> tuple[str, ...]:
     backward is other products than its forward, with no ceiling of their own measured, and is left out.
     """
     d = kernel.declaration
-    if d.backward is None or _has_matrix(kernel):
+    if d.backward is None:
         return ("forward",)
     outputs = prepare.example_task(kernel, "float64", "forward", {}, backend="numpy").shapes
     if all(outputs[n] == (1, 1) for n in d.outputs if n in outputs):
         return ("value_and_grad",)
-    return ("forward", "backward")
+    return ("forward",) if _has_matrix(kernel) else ("forward", "backward")
 
 
-def cases(kernels: Iterable[Kernel], *, quick: bool = False, dtype: str = "float32") -> list[Case]:
+def cases(
+    kernels: Iterable[Kernel],
+    *,
+    quick: bool = False,
+    dtypes: Iterable[str] = ("float32",),
+    shape: tuple[int, ...] | None = None,
+) -> list[Case]:
     """The cases of some kernels; `quick` is the part of them that takes about a minute for all built-in kernels.
+
+    `shape` takes the place of the kernels' own.
 
     Examples
     --------
@@ -205,8 +237,12 @@ def cases(kernels: Iterable[Kernel], *, quick: bool = False, dtype: str = "float
     """
     found = []
     for kernel in kernels:
-        rowwise = kernel.has_axis or any(Index in i.kinds for i in kernel.declaration.inputs.values())
-        table: Any = PRODUCTS if _has_matrix(kernel) else ROWS if rowwise else FLAT
+        table: Any = ROWS if _by_rows(kernel) else FLAT
+        if _has_matrix(kernel):
+            table = HEADS if _has_classes(kernel) else PRODUCTS
+        if shape is not None:
+            table = ((shape, "asked for", True),)
         for direction in directions(kernel):
-            found += [Case(kernel, direction, shape, dtype, source) for shape, source, short in table if short or not quick]
+            sizes = [(size, source) for size, source, short in table if short or not quick]
+            found += [Case(kernel, direction, size, dtype, source) for size, source in sizes for dtype in dtypes]
     return found

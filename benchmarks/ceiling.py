@@ -1,4 +1,4 @@
-"""What a case could take at best: a copy of the same bytes, or for a layer its bare matrix product.
+"""What a case could take at best: a copy of the same bytes, or for a layer its bare matrix products.
 
 A copy reads half of a case's bytes and writes the other half, so that its working set is the case's. It is the best
 of three: `np.copyto` on the calling thread; a plain copy; and one with non-temporal stores, which spare the read of
@@ -17,6 +17,7 @@ import numpy as np
 
 from xpnn.backends.kinds import Matrix
 from xpnn.backends.numba import pool
+from xpnn.backends.task import HALF
 from xpnn.benchmarks.cases import Array, Case
 from xpnn.benchmarks.timing import Contender
 
@@ -29,9 +30,18 @@ def contenders(case: Case, arrays: dict[str, Array]) -> dict[str, Contender]:
     """The candidates for a case's ceiling; the fastest is the ceiling."""
     if case.is_product:
         (weight,) = (n for n, i in case.kernel.declaration.inputs.items() if Matrix in i.kinds)
-        x = next(iter(arrays.values()))
-        out = np.empty((x.shape[0], arrays[weight].shape[0]), x.dtype)
-        return {"product": Contender(functools.partial(np.matmul, x, arrays[weight].T, out=out))}
+        x, w = (a.astype(np.float32) if a.dtype.name in HALF else a for a in (next(iter(arrays.values())), arrays[weight]))
+        out = np.empty((x.shape[0], w.shape[0]), x.dtype)
+        if case.direction == "forward":
+            return {"product": Contender(functools.partial(np.matmul, x, w.T, out=out))}
+        dx, dw = np.empty_like(x), np.empty_like(w)
+
+        def products() -> None:
+            np.matmul(x, w.T, out=out)
+            np.matmul(out, w, out=dx)
+            np.matmul(out.T, x, out=dw)
+
+        return {"products": Contender(products)}
     half = -(-case.bytes // (2 * LINE)) * LINE  # whole lines
     source, target = _lines(half), _lines(half)
     source[:] = 1

@@ -17,11 +17,16 @@ import numpy as np
 
 import xpnn
 from xpnn.backends.choice import use_backend
+from xpnn.backends.task import HALF
 from xpnn.benchmarks.cases import Array, Case
 from xpnn.benchmarks.timing import Contender
 
 OURS, COMPOSED = "xpnn", "numpy"
-PEERS = ("torch", "torch.compile", "jax.jit")
+PEERS = ("torch", "torch chunked", "torch.compile", "jax.jit")
+
+
+class OtherCasesError(LookupError):
+    """A contender that is for other kernels."""
 
 
 class WrongResultError(AssertionError):
@@ -45,6 +50,8 @@ def contenders(case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()) 
         try:
             found[name] = make(case, arrays, name)
             found[name].call()  # compiles
+        except OtherCasesError:
+            found.pop(name, None)
         except Exception as error:  # a library that is missing or that cannot; a wrong result is found below
             found.pop(name, None)
             notes.append(f"{case.group}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
@@ -102,7 +109,13 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "relu": torch.relu,
         "log": torch.log,
         "linear": lambda x, w, b: torch.relu(f.linear(x, w, b)),
+        "linear_cross_entropy": f.linear_cross_entropy,
     }
+    if name == "torch chunked":
+        if case.kernel.__name__ not in functions or "linear_cross" not in case.kernel.__name__:
+            raise OtherCasesError
+        options = torch.nn.LinearCrossEntropyOptions()
+        functions["linear_cross_entropy"] = functools.partial(f.linear_cross_entropy, options=options)
     into: dict[str, Callable[..., Any]] = {  # the same, into an array
         "softmax": lambda x, y: torch.softmax(x, -1, out=y),
         "log_softmax": lambda x, y: torch.log_softmax(x, -1, out=y),
@@ -115,7 +128,7 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
     }
     function = _native(functions, case, "PyTorch")
     torch.set_num_threads(pool.count())
-    given = [torch.from_numpy(arrays[n]) for n in case.kernel.declaration.inputs if n in arrays]
+    given = [_tensor(torch, arrays[n]) for n in case.kernel.declaration.inputs if n in arrays]
     compiled = name == "torch.compile"
     if compiled:
         torch._dynamo.reset()
@@ -131,18 +144,26 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
             call = functools.partial(into[case.kernel.__name__], *given, y)
         return Contender(call, torch.no_grad, reports_memory=False)
     x, *others = given
-    x.requires_grad_(True)
+    names = [n for n in case.kernel.declaration.inputs if n in arrays]
+    wrt = [t for n, t in zip(names, given, strict=True) if n in (case.kernel.declaration.default_wrt or names[:1])]
+    for t in wrt:
+        t.requires_grad_(True)
     if case.direction == "backward":
         y = function(x, *others)
-        dy = torch.from_numpy(arrays["dy"])
+        dy = _tensor(torch, arrays["dy"])
         call = functools.partial(torch.autograd.grad, y, x, dy, retain_graph=True)
     else:
 
         def call() -> Any:
             loss = function(x, *others)
-            return loss.detach(), torch.autograd.grad(loss, x)
+            return loss.detach(), torch.autograd.grad(loss, wrt)
 
     return Contender(call, reports_memory=False)
+
+
+def _tensor(torch: Any, a: Array) -> Any:
+    """A tensor over an array's memory."""
+    return torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16) if a.dtype.name == "bfloat16" else torch.from_numpy(a)
 
 
 def _jax(case: Case, arrays: dict[str, Array], name: str) -> Contender:
@@ -202,19 +223,23 @@ def _flat(results: Any) -> Iterable[Array]:
         for r in results:
             yield from _flat(r)
     elif results is not None:
-        yield np.asarray(results.detach() if hasattr(results, "detach") else results)
+        if hasattr(results, "detach"):
+            results = results.detach()
+            results = results.float() if "16" in str(results.dtype) else results
+        values = np.asarray(results)
+        yield values.astype(np.float32) if values.dtype.name in HALF else values
 
 
 def _compare(case: Case, name: str, truth: list[Array], values: list[Array]) -> None:
     """Raise unless results agree as two ways to compute the same may: to find mistakes; `parity` measures errors."""
-    relative = 1e-4 if case.dtype == "float32" else 1e-11
+    relative = {"float64": 1e-11, "float32": 1e-4, "float16": 2.0**-8, "bfloat16": 2.0**-5}[case.dtype]
     if len(truth) != len(values):
         raise WrongResultError(f"{case.name}: {name} gives {len(values)} results, xpnn {len(truth)}")
     for expected, got in zip(truth, values, strict=True):
         if got.shape != expected.shape:
             raise WrongResultError(f"{case.name}: {name} gives shape {got.shape}, xpnn {expected.shape}")
         scale = float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
-        absolute = 32 * float(np.finfo(expected.dtype).eps) * scale
+        absolute = (32 * float(np.finfo(expected.dtype).eps) if case.dtype not in HALF else relative) * scale
         if not np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
             worst = float(np.nanmax(np.abs(got.astype(np.float64) - expected)))
             raise WrongResultError(f"{case.name}: {name} differs from xpnn by up to {worst:.3g}, of values up to {scale:.3g}")

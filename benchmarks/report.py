@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xpnn.benchmarks import machine
+from xpnn.benchmarks.cases import Case
 from xpnn.benchmarks.peers import COMPOSED, OURS
 from xpnn.benchmarks.run import Result
 
@@ -60,13 +61,16 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_column(f"× {name}", justify="right", no_wrap=True)
     shown.add_column("memory", justify="right", no_wrap=True)
     shown.add_column("composed", justify="right", no_wrap=True)
+    reporting = [name for name in rivals if name != COMPOSED and any(r.memory.get(name) for r in measured)]
+    for name in reporting:
+        shown.add_column(name, justify="right", no_wrap=True)
     previous = ""
     for r in measured:
         seconds = r.timings[OURS].seconds
         share = f"{100 * r.timings[r.limit].seconds / seconds:.0f} %"
         ratios = [_ratio(r.ratio(name)) for name in rivals]
         shown.add_row(
-            "" if r.case.group == previous else r.case.group,
+            "" if label(r.case) == previous else label(r.case),
             r.case.size,
             duration(seconds),
             _three(r.case.bytes / seconds / 1e9),
@@ -74,15 +78,21 @@ def table(results: Sequence[Result]) -> Table:
             *(Text(text, style=style) for text, style in ratios),
             amount(r.memory[OURS]),
             amount(r.memory[COMPOSED]),
+            *(amount(r.memory.get(name)) for name in reporting),
         )
-        previous = r.case.group
+        previous = label(r.case)
     return shown
+
+
+def label(case: Case) -> str:
+    """Kernel, options and direction, and the dtype where it is not the usual one."""
+    return case.group if case.dtype == "float32" else f"{case.group} {case.dtype}"
 
 
 CAPTION = (
     "time: median of one call. GB/s: each array once. % of limit: of a copy of as many bytes, measured beside it; of "
-    "the bare matrix product for a layer.\n× NAME: its time over ours, below 1 where we lose. memory, composed: peak "
-    "bytes beyond inputs and results, of xpnn and of its formula composed on NumPy."
+    "the bare matrix products for a layer.\n× NAME: its time over ours, below 1 where we lose. memory, composed: peak "
+    "bytes beyond inputs and results, of xpnn and of its formula composed on NumPy; then other libraries', by resident memory."
 )
 
 
@@ -102,7 +112,7 @@ def summary(results: Sequence[Result]) -> list[str]:
     lines = []
     for name in _rivals(results):
         ratios = {r.case: ratio for r in results if (ratio := r.ratio(name)) is not None}
-        lost = [f"{c.group} {c.size} ({_three(ratio)})" for c, ratio in ratios.items() if ratio < 1]
+        lost = [f"{label(c)} {c.size} ({_three(ratio)})" for c, ratio in ratios.items() if ratio < 1]
         lines.append(
             f"{name}: xpnn is faster in {len(ratios) - len(lost)} of {len(ratios)} cases"
             + (f", slower in: {', '.join(lost)}" if lost else "")

@@ -7,6 +7,7 @@ library, as the same neighbour leaves them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import statistics
 import time
@@ -14,11 +15,14 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+LONG = 1.0  # seconds from which a call is not repeated more than it must
 SAMPLE = 1e-3  # seconds that one sample lasts at least; shorter calls are repeated within it
 PAUSE = 2e-3  # seconds between samples, in which the threads of the last contender's library stop spinning
 ROUNDS = 3, 200  # at least, at most
+NOISE = 1 << 23  # bytes by which resident memory may change for reasons of its own
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str,
     loops: dict[str, int] = {}
     for name, contender in contenders.items():
         with contender.scope():
-            contender.call()
-            once = min(_sample(contender.call, 1) for _ in range(3))
+            once = _sample(contender.call, 1)
+            if once < LONG:  # the first call warms
+                once = min(_sample(contender.call, 1) for _ in range(3))
             if once < SAMPLE:  # one call's time may be mostly the clock's: ask again
                 once = min(_sample(contender.call, 10) / 10 for _ in range(3))
         loops[name] = max(1, round(SAMPLE / max(once, 1e-9)))
@@ -86,6 +91,30 @@ def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str,
     return {n: _timing(s, loops[n]) for n, s in samples.items()}
 
 
+def _resident(contender: Contender) -> int | None:
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    with contender.scope():
+        gc.collect()
+        before = _status("VmRSS")
+        try:
+            reset.write_text("5")  # has the peak start again from now
+        except OSError:
+            return None
+        result = contender.call()
+        peak, after = _status("VmHWM"), _status("VmRSS")
+    del result
+    extra = peak - max(before, after)
+    return extra if extra > NOISE else None
+
+
+def _status(what: str) -> int:
+    """Bytes of this process's resident memory, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
 def _timing(samples: list[float], loops: int) -> Timing:
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, (low, high), len(samples), loops)
@@ -102,10 +131,11 @@ def _sample(call: Callable[[], Any], count: int) -> float:
 def extra_memory(contender: Contender) -> int | None:
     """Peak of the bytes that a call allocates beyond its inputs and its results; in a call of its own, untimed.
 
-    None where the library does not report to tracemalloc.
+    For a library that does not report to tracemalloc, what the process's resident memory peaks at; None where the system
+    does not tell, or where that is too little to tell from noise.
     """
     if not contender.reports_memory:
-        return None
+        return _resident(contender)
     with contender.scope():
         contender.call()
         tracemalloc.start()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import xpnn
-from xpnn.backends.numba import products
+from xpnn.backends import products
+from xpnn.backends.numba.products import convert, matmul
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 EVERY = np.arange(2**16, dtype=np.uint16)
@@ -48,15 +49,15 @@ def check_conversions() -> None:
     for dtype in HALVES.values():
         held = EVERY.view(dtype)[None]
         with np.errstate(all="ignore"):
-            same(products.widened(held), held.astype(np.float32))
+            same(products.widened(held, convert), held.astype(np.float32))
         for values in (special, every_rounding_tie(dtype), bits.view(np.float32)):
             rounded = np.empty((1, values.size), dtype)
-            products.rounded(rounded, values[None])
+            convert(rounded, values[None])
             with np.errstate(all="ignore"):
                 same(rounded, values[None].astype(dtype))
                 if values.size < 100:  # lane by lane, as rows' values go
                     column = np.empty((values.size, 1), dtype)
-                    products.rounded(column, values[:, None])
+                    convert(column, values[:, None])
                     same(column, values[:, None].astype(dtype))
 
 
@@ -132,20 +133,20 @@ def test_products(dtype: str, m: int, k: int, n: int) -> None:
     exact = a.astype(np.float64) @ b.astype(np.float64)
     bound = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
     for left, right in ((a, b), (a.T.copy().T, b), (a, b.T.copy().T)):
-        half = products.matmul(left, right)
+        half = matmul(left, right)
         assert half.dtype == HALVES[dtype]
         ulp = float(ml_dtypes.finfo(HALVES[dtype]).eps)
         assert (np.abs(half.astype(np.float64) - exact) <= ulp / 2 * np.abs(exact) + 1e-6 * bound + 6e-8).all()
         total = np.ones((m, n), np.float32)
-        products.into(total, left, right, add=True)
+        products.into(total, left, right, add=True, convert=convert)
         assert (np.abs(total - 1 - exact) <= 1e-6 * (bound + 1)).all()
 
 
 def test_products_take_no_whole_copy() -> None:
     a = np.ones((3000, 3000), np.float16)
-    products.matmul(a, a)
+    matmul(a, a)
     tracemalloc.start()
-    products.matmul(a, a)
+    matmul(a, a)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < a.nbytes + 24e6  # the result, and what a product of two blocks takes in float32

@@ -91,6 +91,31 @@ def _operator(operation: str, *arguments: str) -> Callable[["_Value", Operand], 
     return apply
 
 
+def held(builder: ir.IRBuilder, constant: ir.Constant, lanes: int) -> ir.Value:
+    """A constant in every lane, which LLVM is to hold in a register.
+
+    It would rather fetch it from memory at each use; and with the addresses of a dozen constants in registers there are
+    none left for the loop. So it is made a variable, of which LLVM knows that it does not change but not what it is.
+    """
+    module, element = builder.module, constant.type
+    name = f"xpnn.{element}.{constant.constant}"
+    variable = module.globals.get(name)
+    if variable is None:
+        variable = ir.GlobalVariable(module, element, name)
+        variable.linkage = "linkonce_odr"
+        variable.initializer = constant
+    value = builder.load(variable)
+    value.set_metadata("invariant.load", module.add_metadata([]))
+    return splat(builder, value, lanes)
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A scalar in every lane of a vector."""
+    empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(empty, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
 class _Value:
     """An LLVM float, integer or truth value, or a vector of them, with operators; Python numbers become constants."""
 
@@ -105,6 +130,8 @@ class _Value:
     def operand(self, other: Operand) -> ir.Value:
         if isinstance(other, _Value):
             return other.raw
+        if self.lanes and other != 0:
+            return held(self.builder, self.element(other), self.lanes)
         return ir.Constant(self.kind, [other] * self.lanes if self.lanes else other)
 
     __add__ = _operator("fadd")

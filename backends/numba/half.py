@@ -14,6 +14,8 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 
+from xpnn.backends.numba.elementary import held
+
 ONE = {"float16": 0x3C00, "bfloat16": 0x3F80}  # the bits of 1
 
 
@@ -32,9 +34,17 @@ def _like(value: ir.Value, element: ir.Type) -> ir.Type:
     return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
 
 
-def _constant(like: ir.Value, number: float) -> ir.Constant:
+def _shift(like: ir.Value, bits: int) -> ir.Constant:
+    """How far every lane is shifted: part of the instruction, so nothing to hold."""
+    return ir.Constant(like.type, [bits] * like.type.count if isinstance(like.type, ir.VectorType) else bits)
+
+
+def _constants(builder: Any, like: ir.Value) -> Any:
+    """A function from numbers to constants of the type of a value."""
     kind = like.type
-    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+    if isinstance(kind, ir.VectorType):
+        return lambda number: held(builder, kind.element(number), kind.count)
+    return lambda number: ir.Constant(kind, number)
 
 
 def widen(builder: Any, name: str, bits: ir.Value) -> ir.Value:
@@ -43,17 +53,18 @@ def widen(builder: Any, name: str, bits: ir.Value) -> ir.Value:
     if name == "float16" and converts_float16():
         return builder.fpext(builder.bitcast(bits, _like(bits, ir.HalfType())), floats)
     wide = builder.zext(bits, ints)
+    constant = _constants(builder, wide)
     if name == "bfloat16":
-        return builder.bitcast(builder.shl(wide, _constant(wide, 16)), floats)
-    size = builder.shl(builder.and_(wide, _constant(wide, 0x7FFF)), _constant(wide, 13))
-    usual = builder.bitcast(builder.add(size, _constant(size, (127 - 15) << 23)), floats)
+        return builder.bitcast(builder.shl(wide, _shift(wide, 16)), floats)
+    size = builder.shl(builder.and_(wide, constant(0x7FFF)), _shift(wide, 13))
+    usual = builder.bitcast(builder.add(size, constant((127 - 15) << 23)), floats)
     # below 2**-14 there is no leading one: put it there, and subtract it
-    led = builder.bitcast(builder.add(size, _constant(size, (127 - 14) << 23)), floats)
-    small = builder.fsub(led, _constant(led, 2.0**-14))
-    special = builder.bitcast(builder.or_(size, _constant(size, 0xFF << 23)), floats)
-    value = builder.select(builder.icmp_unsigned("<", size, _constant(size, 1 << 23)), small, usual)
-    value = builder.select(builder.icmp_unsigned(">=", size, _constant(size, 0x1F << 23)), special, value)
-    sign = builder.shl(builder.and_(wide, _constant(wide, 0x8000)), _constant(wide, 16))
+    led = builder.bitcast(builder.add(size, constant((127 - 14) << 23)), floats)
+    small = builder.fsub(led, _constants(builder, led)(2.0**-14))
+    special = builder.bitcast(builder.or_(size, constant(0xFF << 23)), floats)
+    value = builder.select(builder.icmp_unsigned("<", size, constant(1 << 23)), small, usual)
+    value = builder.select(builder.icmp_unsigned(">=", size, constant(0x1F << 23)), special, value)
+    sign = builder.shl(builder.and_(wide, constant(0x8000)), _shift(wide, 16))
     return builder.bitcast(builder.or_(builder.bitcast(value, ints), sign), floats)
 
 
@@ -63,27 +74,25 @@ def narrow(builder: Any, name: str, value: ir.Value) -> ir.Value:
     if name == "float16" and converts_float16():
         return builder.bitcast(builder.fptrunc(value, _like(value, ir.HalfType())), shorts)
     bits = builder.bitcast(value, ints)
+    constant = _constants(builder, bits)
 
     def rounded(dropped: int) -> ir.Value:
         """The bits without the lowest, up where those are more than half, or half and the rest is odd."""
-        shift = _constant(bits, dropped)
-        odd = builder.and_(builder.lshr(bits, shift), _constant(bits, 1))
-        return builder.lshr(builder.add(builder.add(bits, _constant(bits, (1 << dropped - 1) - 1)), odd), shift)
+        odd = builder.and_(builder.lshr(bits, _shift(bits, dropped)), constant(1))
+        more = builder.add(builder.add(bits, constant((1 << dropped - 1) - 1)), odd)
+        return builder.lshr(more, _shift(bits, dropped))
 
     nan = builder.fcmp_unordered("uno", value, value)
     if name == "bfloat16":
-        quiet = builder.or_(builder.lshr(bits, _constant(bits, 16)), _constant(bits, 0x40))
+        quiet = builder.or_(builder.lshr(bits, _shift(bits, 16)), constant(0x40))
         return builder.trunc(builder.select(nan, quiet, rounded(16)), shorts)
-    sign = builder.lshr(builder.and_(bits, _constant(bits, 1 << 31)), _constant(bits, 16))
-    bits = builder.and_(bits, _constant(bits, 0x7FFFFFFF))
-    usual = builder.sub(rounded(13), _constant(bits, (127 - 15) << 10))
+    sign = builder.lshr(builder.and_(bits, constant(1 << 31)), _shift(bits, 16))
+    bits = builder.and_(bits, constant(0x7FFFFFFF))
+    usual = builder.sub(rounded(13), constant((127 - 15) << 10))
     # neighbours of 1/2 differ by float16's smallest number: the sum rounds as it should and leaves the count of them
-    half = ir.Constant(floats, [0.5] * floats.count if isinstance(floats, ir.VectorType) else 0.5)
-    count = builder.bitcast(builder.fadd(builder.bitcast(bits, floats), half), ints)
-    small = builder.sub(count, _constant(bits, 126 << 23))
-    result = builder.select(builder.icmp_unsigned("<", bits, _constant(bits, (127 - 14) << 23)), small, usual)
-    result = builder.select(
-        builder.icmp_unsigned(">=", bits, _constant(bits, (127 + 16) << 23)), _constant(bits, 0x7C00), result
-    )
-    result = builder.select(nan, _constant(bits, 0x7E00), result)
+    count = builder.bitcast(builder.fadd(builder.bitcast(bits, floats), _constants(builder, value)(0.5)), ints)
+    small = builder.sub(count, constant(126 << 23))
+    result = builder.select(builder.icmp_unsigned("<", bits, constant((127 - 14) << 23)), small, usual)
+    result = builder.select(builder.icmp_unsigned(">=", bits, constant((127 + 16) << 23)), constant(0x7C00), result)
+    result = builder.select(nan, constant(0x7E00), result)
     return builder.trunc(builder.or_(result, sign), shorts)

@@ -19,6 +19,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, register_model
 
 from xpnn.backends.numba import elementary
+from xpnn.backends.numba.elementary import splat
 
 LANE_BYTES = 64
 _I1, _I32 = ir.IntType(1), ir.IntType(32)
@@ -46,13 +47,6 @@ def width(dtype: types.Type) -> int:
 
 def _lanes(element: types.Type) -> Lanes:
     return Lanes(element, width(element))
-
-
-def splat(builder: Any, value: ir.Value, count: int) -> ir.Value:
-    vector = ir.VectorType(value.type, count)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-    zeros = ir.Constant(ir.VectorType(_I32, count), [0] * count)
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
 def _common(*args: types.Type) -> Lanes | None:

@@ -13,7 +13,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from xpnn.backends.numba import half
-from xpnn.backends.numba.lanes import Lanes, mask, splat, suffix, width
+from xpnn.backends.numba.elementary import splat
+from xpnn.backends.numba.lanes import Lanes, mask, suffix, width
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 

@@ -150,8 +150,7 @@ class StageWriter(Writer):
         for name, n in self.inputs.items():
             if n.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if n.shape[0] != 1 else '0'})")
-        for t in self.tables:
-            lines.append(f"{self.table(t)}_i = row({self.table(t)}, 0)")
+        lines += [f"{self.table(t)}_i = row({self.table(t)}, 0)" for t in self.tables]
         for store, name in self.output.items():
             if store.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if store.shape[0] != 1 else '0'})")

@@ -74,11 +74,21 @@ def info(as_json: bool) -> None:
 @click.option("--quick", is_flag=True, help="A part of the cases, in about a minute.")
 @_kernels
 @click.option("--peers", is_flag=True, help="Also time PyTorch, torch.compile and jax.jit, where installed.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--dtype", "dtypes", multiple=True, default=("float32",), show_default=True,
+              type=click.Choice(["float16", "bfloat16", "float32", "float64"]), help="May be repeated.")  # fmt: skip
+@click.option("--shape", metavar="RxC", help="Instead of the usual shapes: 2048x32000; 1048576; 2048x512x64000 for a layer.")
 @click.option("--json", "to", type=click.Path(allow_dash=True, dir_okay=False, writable=True), metavar="FILE",
               help='Write medians, machine and versions to FILE; "-" prints them instead of the table.')  # fmt: skip
 @_import
-def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str | None, file: Path | None) -> None:
+def bench(
+    quick: bool,
+    names: tuple[str, ...],
+    peers: bool,
+    dtypes: tuple[str, ...],
+    shape: str | None,
+    to: str | None,
+    file: Path | None,
+) -> None:
     """Time the fused kernels beside their formula composed on NumPy, and beside a copy of as many bytes.
 
     Every contender's result is compared before it is timed. Close other programs: they share the processor.
@@ -89,7 +99,14 @@ def bench(quick: bool, names: tuple[str, ...], peers: bool, dtype: str, to: str 
 
     if to not in (None, "-") and not Path(to).parent.is_dir():  # said now, not after minutes
         raise click.UsageError(f"--json {to}: there is no folder {Path(to).parent}")
-    found = cases(_chosen(names, file), quick=quick, dtype=dtype)
+    extents = None
+    if shape is not None:
+        if not all(n.isdecimal() and int(n) for n in shape.split("x")):
+            raise click.UsageError(f"--shape {shape}: expected whole numbers with x between them, such as 2048x32000")
+        extents = tuple(map(int, shape.split("x")))
+    found = cases(_chosen(names, file), quick=quick, dtypes=dtypes, shape=extents)
+    if wrong := next((c.group for c in found if len(c.shape) != c.dimensions), None):
+        raise click.UsageError(f"--shape {shape}: not of as many numbers as the shapes of {wrong}; choose kernels by --kernel")
     seconds = run.QUICK if quick else run.FULL
     load = machine.load()
     results = []
