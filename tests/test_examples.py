@@ -104,3 +104,18 @@ def test_digits_command(example):
     result = CliRunner().invoke(example("digits").main, ["--activation", "sigmoid", "--epochs", "1"])
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.output
+
+
+def test_large_vocab(example, monkeypatch):
+    """All logits or some at a time: the same losses, which fall; and the words are NumPy's."""
+    large = example("large_vocab")
+    text, known = large.words()
+    assert known == large.VOCABULARY >= 30_000
+    assert len(text) > 1_000_000
+    monkeypatch.setattr(large, "BATCH", 64)
+    monkeypatch.setattr(large, "VOCABULARY", 400)
+    few = np.minimum(text[:50_000], 399)
+    (a, most, _), (b, least, _) = (large.train(few, 12, loss_of, 1) for loss_of in large.LOSSES.values())
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert np.mean(a[-3:]) < 0.9 * a[0]
+    assert 0 < least <= most + 10_000
