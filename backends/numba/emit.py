@@ -46,7 +46,10 @@ _VOCABULARY = [
     "total",
     "where",
 ]  # of xpnn.backends.numba.lanes
-_ROWS = ["row", *(what + half for what in ("at", "load", "put", "store") for half in ("", "_float16", "_bfloat16"))]  # of .rows
+_ROWS = [
+    "row",
+    *(what + half for what in ("at", "load", "put", "store", "top") for half in ("", "_float16", "_bfloat16")),
+]  # of .rows
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
 
@@ -95,7 +98,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
 _OURS = re.compile(
     r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|range|"
     + "|".join([*_VOCABULARY, *_ROWS])
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes\d*|lanes_all|row|all)|(stage|number|total|sums|kept|t)\d+"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all)|(stage|number|total|sums|kept|t)\d+"
 )
 
 

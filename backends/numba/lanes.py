@@ -168,7 +168,7 @@ def _negative(builder: Any, a: ir.Value) -> ir.Value:
     return builder.fneg(a)
 
 
-def _maximum(builder: Any, a: ir.Value, b: ir.Value) -> ir.Value:
+def largest(builder: Any, a: ir.Value, b: ir.Value) -> ir.Value:
     # nsz alone lets it become one vector maximum and a blend for NaN
     return _call(builder, "llvm.maximum", [a, b], ("nsz",))
 
@@ -197,7 +197,7 @@ tanh = _elementwise("tanh", _tanh)
 sqrt = _elementwise("sqrt", _sqrt)
 absolute = _elementwise("absolute", _absolute)
 negative = _elementwise("negative", _negative)
-maximum = _elementwise("maximum", _maximum)
+maximum = _elementwise("maximum", largest)
 minimum = _elementwise("minimum", _minimum)
 logical_and = _elementwise("logical_and", _logical_and)
 logical_or = _elementwise("logical_or", _logical_or)
@@ -336,6 +336,6 @@ def peak(typingctx: Any, value: Any) -> Any:
     """The largest lane; NaN if one is."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
-        return _fold(builder, args[0], lambda a, b: _maximum(builder, a, b))
+        return _fold(builder, args[0], lambda a, b: largest(builder, a, b))
 
     return value.element(value), lower

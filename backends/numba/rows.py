@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from xpnn.backends.numba import half
 from xpnn.backends.numba.elementary import splat
-from xpnn.backends.numba.lanes import Lanes, mask, suffix, width
+from xpnn.backends.numba.lanes import Lanes, largest, mask, suffix, width
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -110,6 +110,23 @@ def _storer(name: str) -> Any:
     return intrinsic(typed)
 
 
+def _top(name: str) -> Any:
+    def typed(typingctx: Any, values: Any, j: Any, lanes: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            address, vector, align = _place(context, builder, sig, args, lanes.count)
+            found = []
+            for k in range(4):
+                value = builder.load(builder.gep(address, [_I64(k)]), align=align)
+                found.append(half.widen(builder, name, value) if name else value)
+            pairs = [largest(builder, found[0], found[1]), largest(builder, found[2], found[3])]
+            return largest(builder, largest(builder, *pairs), args[2])
+
+        return lanes(values, types.intp, lanes), lower
+
+    typed.__doc__ = "The larger of given lanes and of the four lanes from column j on, NaN first."
+    return intrinsic(typed)
+
+
 def _picker(name: str) -> Any:
     def typed(typingctx: Any, values: Any, j: Any) -> Any:
         element = types.float32 if name else values.dtype
@@ -152,5 +169,6 @@ def _putter(name: str) -> Any:
 
 load, load_float16, load_bfloat16 = map(_loader, ("", "float16", "bfloat16"))
 store, store_float16, store_bfloat16 = map(_storer, ("", "float16", "bfloat16"))
+top, top_float16, top_bfloat16 = map(_top, ("", "float16", "bfloat16"))
 at, at_float16, at_bfloat16 = map(_picker, ("", "float16", "bfloat16"))
 put_float16, put_bfloat16 = map(_putter, ("float16", "bfloat16"))

@@ -8,7 +8,6 @@ from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
 CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
-MAXIMA = 4  # maxima that are found side by side: one would wait for itself at every step
 
 
 class StageWriter(Writer):
@@ -222,7 +221,7 @@ class StageWriter(Writer):
         chunked = any(r.op == "row_sum" for r in reductions)
         inside: list[str] = []
         after: list[str] = []
-        only_maxima = not stores and not sums and all(r.op == "row_max" for r in reductions)
+        maxima = not stores and not sums and all(r.op == "row_max" and r.args[0].op == "input" for r in reductions)
         for r in reductions:
             name = self.fresh(r)
             lanes = f"{name}_lanes"
@@ -240,9 +239,10 @@ class StageWriter(Writer):
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in body]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
-        elif only_maxima:
-            lines += self._maxima(phase, scope, accumulated, columns)
-            lines += [f"for j in range({columns} - {columns} % (W * {MAXIMA}), {columns} - W + 1, W):", "    n = W"]
+        elif maxima:  # of four lanes at a time: one would wait for itself at every step
+            tops = [f"    {lanes} = {self.context.top(r.args[0].value, lanes)}" for r, lanes in accumulated]
+            lines += [f"for j in range(0, {columns} - 4 * W + 1, 4 * W):", *tops]
+            lines += [f"for j in range({columns} - {columns} % (4 * W), {columns} - W + 1, W):", "    n = W"]
             lines += [f"    {line}" for line in body]
         else:
             lines += [f"for j in range(0, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in body)]
@@ -253,17 +253,6 @@ class StageWriter(Writer):
         for r, lanes in accumulated:
             scope[r] = lanes.removesuffix("_lanes")
         return lines + after
-
-    def _maxima(self, phase: int, scope: dict[Node, str], accumulated: list[tuple[Node, str]], columns: str) -> list[str]:
-        """The loop over whole groups of lanes for reductions that may be done in any order."""
-        lines = [f"{lanes}{k} = {lanes}" for _, lanes in accumulated for k in range(MAXIMA)]
-        lines += [f"for start in range(0, {columns} - W * {MAXIMA} + 1, W * {MAXIMA}):", "    n = W"]
-        for k in range(MAXIMA):
-            body = self._column_body(phase, dict(scope), set(), [(r, f"{lanes}{k}") for r, lanes in accumulated], [])
-            lines += [f"    j = start + {k} * W", *(f"    {line}" for line in body)]
-        for _, lanes in accumulated:
-            lines += [f"{lanes} = maximum({lanes}{k}, {lanes})" for k in range(MAXIMA)]
-        return lines
 
     def _column_body(
         self,
