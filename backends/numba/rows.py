@@ -113,7 +113,7 @@ def _storer(name: str) -> Any:
 def _top(name: str) -> Any:
     def typed(typingctx: Any, values: Any, j: Any, lanes: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            address, vector, align = _place(context, builder, sig, args, lanes.count)
+            address, _, align = _place(context, builder, sig, args, lanes.count)
             found = []
             for k in range(4):
                 value = builder.load(builder.gep(address, [_I64(k)]), align=align)
