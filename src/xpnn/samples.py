@@ -66,6 +66,8 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
             Full: shape, Wide: (rows, units), Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units,),
         }[kind]  # fmt: skip
         value = 3 * rng.standard_normal(extent)
+        if kind is Matrix:
+            value /= 3 * np.sqrt(columns)  # a layer's outputs are of its inputs' size, or a softmax of them is saturated
         domain = d.domain.get(name, "real")
         if domain == "positive":
             value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504
