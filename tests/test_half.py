@@ -14,6 +14,7 @@ import pytest
 
 import xpnn
 from xpnn.backends.numba import products
+from xpnn.backends.products import into, widened
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 EVERY = np.arange(2**16, dtype=np.uint16)
@@ -48,15 +49,15 @@ def check_conversions() -> None:
     for dtype in HALVES.values():
         held = EVERY.view(dtype)[None]
         with np.errstate(all="ignore"):
-            same(products.widened(held), held.astype(np.float32))
+            same(widened(held, products.convert), held.astype(np.float32))
         for values in (special, every_rounding_tie(dtype), bits.view(np.float32)):
             rounded = np.empty((1, values.size), dtype)
-            products.rounded(rounded, values[None])
+            products.convert(rounded, values[None])
             with np.errstate(all="ignore"):
                 same(rounded, values[None].astype(dtype))
                 if values.size < 100:  # lane by lane, as rows' values go
                     column = np.empty((values.size, 1), dtype)
-                    products.rounded(column, values[:, None])
+                    products.convert(column, values[:, None])
                     same(column, values[:, None].astype(dtype))
 
 
@@ -137,7 +138,7 @@ def test_products(dtype: str, m: int, k: int, n: int) -> None:
         ulp = float(ml_dtypes.finfo(HALVES[dtype]).eps)
         assert (np.abs(half.astype(np.float64) - exact) <= ulp / 2 * np.abs(exact) + 1e-6 * bound + 6e-8).all()
         total = np.ones((m, n), np.float32)
-        products.into(total, left, right, add=True)
+        into(total, left, right, add=True, convert=products.convert)
         assert (np.abs(total - 1 - exact) <= 1e-6 * (bound + 1)).all()
 
 
