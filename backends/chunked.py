@@ -294,7 +294,7 @@ class _CuPy(_InPlace):
         self.machine.copy(to, values)
 
     def product(self, out: Any, left: Any, right: Any, add: bool) -> None:
-        if out.dtype == self.wide and left.dtype != self.wide or add:
+        if add or (out.dtype == self.wide and left.dtype != self.wide):
             self.machine.accumulate(out, left, right, add)
         else:
             self.machine.matmul(left, right, out)
