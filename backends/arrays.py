@@ -254,7 +254,7 @@ def frame(
                         )
                     )
             else:
-                hint = "; PyTorch layout? pass axis=1" if len(shape) > 1 and axis != 1 and have == other else ""
+                hint = "; PyTorch layout? pass axis=1" if not given and len(shape) > 1 and axis != 1 and have == other else ""
                 raise ValueError(
                     wrong(
                         kernel,

@@ -267,7 +267,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
     axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
-    fr = frame(what, shapes, kinds, axis, far, bound.axis_given)
+    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
     canonical: dict[str, Any] = {}
     given: Given = {}
     for n, a in raw.items():

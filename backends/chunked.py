@@ -6,18 +6,18 @@ dx = dlogits W, and dW += dlogitsᵀ x, two more products. Where a backward is a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
 
 from xpnn.backends import products
-from xpnn.backends.arrays import WRITABLE, dtype_name, wide_dtype
-from xpnn.backends.composed import Shim
+from xpnn.backends.arrays import WRITABLE, memory, wide_dtype
+from xpnn.backends.composed import Shim, check_index, may_look
 from xpnn.backends.kinds import Index
-from xpnn.backends.task import HALF, Executable, OutOfRange, Task
+from xpnn.backends.task import HALF, Executable, Task
 
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 BUDGET = 32 * 2**20  # bytes of logits that a chunk may have in any case,
 SHARE = 16  # and otherwise this fraction of all
 ROWS = 16  # chunks are multiples of this, where they have so many: BLAS works in such groups
-
-Mass = Callable[..., Any]
 
 
 def chunk_rows(rows: int, columns: int, itemsize: int) -> int:
@@ -40,20 +38,29 @@ def chunk_rows(rows: int, columns: int, itemsize: int) -> int:
     return min(rows, most // ROWS * ROWS or most)
 
 
-def by_chunks(layer: Kernel, loss: Kernel, mass: Mass) -> Callable[[Task], Executable]:
+@dataclass(frozen=True)
+class ByChunks:
     """How a kernel whose inputs are x, linear_weight, target, linear_bias and weight is run.
 
     `layer` makes the logits, `loss` is their loss, and `mass(xp, like, target, weight, options)` what its mean divides by.
     """
 
-    def driver(job: Task) -> Executable:
+    layer: Kernel
+    loss: Kernel
+    mass: Callable[..., Any]
+
+    @property
+    def stages(self) -> tuple[Kernel, ...]:
+        return self.layer, self.loss
+
+    def __call__(self, job: Task) -> Executable:
+        chunks = {"numpy": _NumPy, "cupy": _CuPy}.get(job.library, _Functional)
+
         def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-            kind = {"numpy": _NumPy, "cupy": _CuPy}.get(job.library, _Functional)
-            return kind(job, xp, arrays, {**job.static, **numbers}, dict(out), layer, loss, mass).run()
+            with np.errstate(all="ignore"):
+                return chunks(self, job, xp, arrays, {**job.static, **numbers}, out).run()
 
         return execute
-
-    return driver
 
 
 class _Functional:
@@ -61,27 +68,23 @@ class _Functional:
 
     def __init__(
         self,
+        how: ByChunks,
         job: Task,
         xp: Any,
         arrays: Mapping[str, Any],
         options: dict[str, Any],
-        out: dict[str, Any],
-        layer: Kernel,
-        loss: Kernel,
-        mass: Mass,
+        out: Mapping[str, Any],
     ) -> None:
-        self.job, self.xp, self.layer, self.loss, self.mass = job, xp, layer, loss, mass
-        self.out = out
+        self.how, self.job, self.xp, self.out = how, job, xp, out
         self.chunk_size = options.pop("chunk_size")
         self.options = options
-        self.x, self.linear_weight = arrays["x"], arrays["linear_weight"]
+        self.x, self.linear_weight, self.dloss = arrays["x"], arrays["linear_weight"], arrays.get("dloss")
         self.index = job.given["target"][0] is Index
         self.target = xp.reshape(arrays["target"], (-1,)) if self.index else arrays["target"]
         self.bias, self.weight = (xp.reshape(arrays[n], (-1,)) if n in arrays else None for n in ("linear_bias", "weight"))
-        self.dloss = arrays.get("dloss")
         self.wide = wide_dtype(xp, self.x.dtype)
-        self.itemsize = {"float64": 8, "float32": 4}.get(dtype_name(self.x.dtype), 2)  # of logits
         self.rows, self.columns = self.x.shape[0], self.linear_weight.shape[0]
+        self.parts: list[Any] = []  # of the loss, one for each chunk
         self.totals: dict[str, Any] = {}
         self.begin()
 
@@ -92,14 +95,10 @@ class _Functional:
 
     def look(self) -> Any:
         """The target's values, where looking at them neither waits for a device nor forces a lazy array."""
-        cheap = self.job.library == "array_api_strict" or (
-            self.job.library == "torch" and array_api_compat.device(self.target).type == "cpu"
-        )
-        return self.target if cheap or os.environ.get("XPNN_CHECK") == "1" else None
+        return self.target if may_look(self.job, self.target) else None
 
     def logits(self, chunk: slice) -> Any:
-        bias = {} if self.bias is None else {"bias": self.bias}
-        return self.layer(self.x[chunk, :], self.linear_weight, **bias)
+        return self.how.layer(self.x[chunk, :], self.linear_weight, bias=self.bias)
 
     def composed(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """A function of a namespace and arrays, run as it stands."""
@@ -108,10 +107,6 @@ class _Functional:
     def put(self, name: str, chunk: slice, values: Any) -> None:
         """The values of some rows of a result."""
         self.totals.setdefault(name, []).append(values)
-
-    def rows_of(self, name: str) -> Any:
-        """All rows of a result."""
-        return self.composed(lambda xp, *parts: xp.concat(parts, axis=0), *self.totals[name])
 
     def multiply(self, name: str, chunk: slice, left: Any, right: Any) -> None:
         """Some rows of a result, a product."""
@@ -122,175 +117,184 @@ class _Functional:
         more = self.xp.matmul(self.xp.astype(left, self.wide), self.xp.astype(right, self.wide))
         self.totals[name] = self.totals[name] + more if name in self.totals else more
 
-    def ones(self, rows: int) -> Any:
-        return self.xp.ones((1, rows), dtype=self.wide, device=array_api_compat.device(self.x))
+    def whole(self, name: str) -> Any:
+        """A result of all chunks."""
+        total = self.totals[name]
+        return self.composed(lambda xp, *parts: xp.concat(parts, axis=0), *total) if isinstance(total, list) else total
+
+    def settled(self, name: str, value: Any) -> Any:
+        """A result where the caller wants it, if it can be written there."""
+        return value
 
     # -- the same for all
 
     def run(self) -> dict[str, Any]:
         """The results that the task wants, in canonical shapes."""
-        self._check_target()
+        if self.index and (values := self.look()) is not None:
+            xp = np if isinstance(values, np.ndarray) else self.xp
+            check_index("target", xp, values, self.columns, self.options["ignore_index"])
         gradients = [n for n in self.job.wanted if n in ("dx", "dlinear_weight", "dtarget", "dlinear_bias")]
         mean = self.options["reduction"] == "mean"
         divisor = self.composed(self._mass, self.x, self.target, self.weight) if mean else None
         scale = None if self.dloss is None else self.composed(self._scale, self.dloss, self.x)
-        size = self.chunk_size or chunk_rows(self.rows, self.columns, self.itemsize)
-        for start in range(0, self.rows, size):
-            chunk = slice(start, min(start + size, self.rows))
+        for chunk in self._chunks():
             logits = self.logits(chunk)
             if gradients:
                 self._gradients(chunk, logits, gradients, divisor, scale)
             else:
                 options = self.options | {"reduction": "none"}
-                self.put("loss", chunk, self.loss(logits, self.target[chunk, ...], **self._optional(), **options))
-        results = {n: self.rows_of(n) if isinstance(self.totals[n], list) else self.totals[n] for n in gradients}
+                losses = self.how.loss(logits, self.target[chunk, ...], weight=self.weight, **options)
+                self.put("loss", chunk, self.xp.reshape(losses, (-1, 1)))
+        results = {n: self.whole(n) for n in gradients}
         if "loss" in self.job.wanted:
-            results["loss"] = self._loss(divisor, bool(gradients))
-        return results
+            results["loss"] = self._loss(divisor)
+        return {n: self.settled(n, v) for n, v in results.items()}
 
-    def _optional(self) -> dict[str, Any]:
-        return {} if self.weight is None else {"weight": self.weight}
+    def _chunks(self) -> list[slice]:
+        name = "float32" if self.job.library == "numpy" and self.job.dtype in HALF else self.job.dtype  # of logits
+        itemsize = 2 if name in HALF else 4 if name == "float32" else 8
+        size = self.chunk_size or chunk_rows(self.rows, self.columns, itemsize)
+        return [slice(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
 
     def _gradients(self, chunk: slice, logits: Any, wanted: list[str], divisor: Any, scale: Any) -> None:
         """One chunk's part of the loss and of its gradients."""
-        more = self._optional()
-        if divisor is not None:
-            more["divisor"] = divisor
-        if scale is not None:
-            more["row_scale"] = scale[chunk]
+        wrt = ("logits", "target") if "dtarget" in wanted else ("logits",)
+        over = (logits, None)[: len(wrt)] if self.job.library in WRITABLE else None
         options = self.options | {"reduction": "sum" if divisor is None else "mean"}
-        wrt = ("logits", *(["target"] if "dtarget" in wanted else []))
-        out = {"out": (logits, *[None] * (len(wrt) - 1))} if self.job.library in WRITABLE else {}
-        part, found = self.loss.value_and_grad(logits, self.target[chunk, ...], wrt=wrt, **more, **options, **out)
-        dlogits = found[0]
-        self.totals.setdefault("loss", []).append(part)
-        if "dtarget" in wanted:
-            self.put("dtarget", chunk, found[1])
+        part, (dlogits, *dtarget) = self.how.loss.value_and_grad(
+            logits, self.target[chunk, ...], weight=self.weight, divisor=divisor,
+            row_scale=None if scale is None else scale[chunk], wrt=wrt, out=over, **options,
+        )  # fmt: skip
+        self.parts.append(part)
+        x = self.x[chunk, :]
         if "dlinear_weight" in wanted:
-            self.add("dlinear_weight", dlogits.T, self.x[chunk, :])
+            self.add("dlinear_weight", dlogits.T, x)
         if "dlinear_bias" in wanted:
-            self.add("dlinear_bias", self.ones(dlogits.shape[0]), dlogits)
-        if "dx" in wanted:  # last: it may be written over x
+            self.add("dlinear_bias", self.composed(lambda xp, x: xp.ones_like(x[:, :1]).T, x), dlogits)
+        if dtarget:  # these two last: they may be written over the rows of x and target
+            self.put("dtarget", chunk, dtarget[0])
+        if "dx" in wanted:
             self.multiply("dx", chunk, dlogits, self.linear_weight)
 
-    def _loss(self, divisor: Any, parts: bool) -> Any:
+    def _loss(self, divisor: Any) -> Any:
         """The loss of all rows, from those of the chunks or of the rows."""
-        if parts:
-            return self.composed(lambda xp, *values: xp.reshape(xp.sum(xp.stack(values)), (1, 1)), *self.totals["loss"])
-        rows = self.xp.reshape(self.rows_of("loss"), (-1, 1))
+        if self.parts:
+            return self.composed(lambda xp, *parts: xp.reshape(xp.sum(xp.stack(parts)), (1, 1)), *self.parts)
+        rows = self.whole("loss")
         if self.options["reduction"] == "none":
             return rows
-        total = (lambda xp, r: xp.sum(r, axis=0, keepdims=True)) if divisor is None else (
-            lambda xp, r, d: xp.sum(r, axis=0, keepdims=True) / d
-        )  # fmt: skip
-        return self.composed(total, *((rows,) if divisor is None else (rows, divisor)))
+        total = self.composed(lambda xp, rows: xp.sum(rows, axis=0, keepdims=True), rows)
+        return total if divisor is None else self.composed(lambda xp, a, b: a / b, total, divisor)
 
     def _mass(self, xp: Any, x: Any, target: Any, weight: Any = None) -> Any:
         like = xp.astype(x[:, :1], self.wide)
-        index = xp.reshape(target, (-1, 1)) if self.index else target
-        w = None if weight is None else xp.reshape(xp.astype(weight, self.wide), (1, -1))
-        return self.mass(xp, like, index, w, self.options)
+        target = xp.reshape(target, (-1, 1)) if self.index else like  # of probabilities, that they are floats
+        weight = None if weight is None else xp.reshape(xp.astype(weight, self.wide), (1, -1))
+        return self.how.mass(xp, like, target, weight, self.options) * xp.ones_like(like[:1, :])
 
     def _scale(self, xp: Any, dloss: Any, x: Any) -> Any:
         """The cotangent of each row's loss."""
         return xp.reshape(dloss + xp.zeros_like(x[:, :1], dtype=self.wide), (-1,))
 
-    def _check_target(self) -> None:
-        """Raise for the first class number that is outside, before anything is written."""
-        values = self.look() if self.index else None
-        if values is None:
-            return
-        xp = np if isinstance(values, np.ndarray) else self.xp
-        outside = ((values < 0) | (values >= self.columns)) & (values != self.options["ignore_index"])
-        if xp.any(outside):
-            row = int(xp.argmax(xp.astype(outside, xp.int64)))
-            raise OutOfRange("target", row, int(values[row]), self.columns)
 
-
-class _NumPy(_Functional):
-    """NumPy arrays: one buffer for the logits of every chunk, sums in place, products of half precision in float32."""
+class _InPlace(_Functional):
+    """Arrays that are written: results have a place from the start, and sums are added to it."""
 
     def begin(self) -> None:
-        self.itemsize = self.wide.itemsize if isinstance(self.wide, np.dtype) else np.dtype(self.wide).itemsize
-        self.buffer = np.empty((0, self.columns), self.wide)
+        self.read = [a for a in (self.linear_weight, self.bias, self.weight) if a is not None]  # by every chunk
+
+    def place(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """The array that a result goes to: the caller's where it fits and nothing lies there that is still to be read.
+
+        What is written row by row may lie over the rows of x and target, which are read by then.
+        """
+        if name not in self.totals:
+            target = self.out.get(name)
+            read = self.read if name in ("loss", "dx", "dtarget") else [*self.read, self.x, self.target]
+            free = target is not None and target.dtype == dtype and target.shape == shape
+            free = free and not any(np.may_share_memory(memory(target), memory(a)) for a in read)
+            self.totals[name] = target if free else self.xp.empty(shape, dtype=dtype)
+        return self.totals[name]
+
+    def copy(self, to: Any, values: Any) -> None:
+        raise NotImplementedError
+
+    def product(self, out: Any, left: Any, right: Any, add: bool) -> None:
+        """out = left @ right, or out += left @ right."""
+        raise NotImplementedError
+
+    def put(self, name: str, chunk: slice, values: Any) -> None:
+        self.copy(self.place(name, (self.rows, values.shape[1]), values.dtype)[chunk], values)
+
+    def multiply(self, name: str, chunk: slice, left: Any, right: Any) -> None:
+        self.product(self.place(name, (self.rows, right.shape[1]), self.x.dtype)[chunk], left, right, False)
+
+    def add(self, name: str, left: Any, right: Any) -> None:
+        again = name in self.totals
+        self.product(self.place(name, (left.shape[0], right.shape[1]), self.wide), left, right, again)
+
+    def settled(self, name: str, value: Any) -> Any:
+        target = self.out.get(name)
+        if target is None and name != "loss" and value.dtype != self.x.dtype:
+            target = self.xp.empty(value.shape, dtype=self.x.dtype)
+        if target is None or target is value:
+            return value
+        self.copy(target, value)
+        return target
+
+
+class _NumPy(_InPlace):
+    """NumPy arrays: one buffer for the logits of every chunk, in float32 for half precision."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.buffer = np.empty((max(c.stop - c.start for c in self._chunks()), self.columns), self.wide)
         self.convert: products.Convert = products.copy
-        if dtype_name(self.x.dtype) in HALF and self.loss.explain(self.buffer[:1], self.target[:1]) == "numba":
+        if self.job.dtype in HALF and self.how.loss.explain(self.buffer[:1], self.target[:1]) == "numba":
             from xpnn.backends.numba.products import convert
 
             self.convert = convert
         self.weight = None if self.weight is None else self.weight.astype(self.wide, copy=False)
 
-    def look(self) -> Any:
-        return self.target
-
     def logits(self, chunk: slice) -> Any:
-        rows = chunk.stop - chunk.start
-        if len(self.buffer) < rows:
-            self.buffer = np.empty((rows, self.columns), self.wide)
-        result = self.buffer[:rows]
-        products.into(result, self.x[chunk], self.linear_weight.T, convert=self.convert)
+        result = self.buffer[: chunk.stop - chunk.start]
+        self.product(result, self.x[chunk], self.linear_weight.T, False)
         if self.bias is not None:
             result += self.bias.astype(self.wide, copy=False)
         return result
 
-    def _place(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """The array that a result goes to: the caller's where it is of the dtype and no input lies there."""
-        if name not in self.totals:
-            target = self.out.get(name)
-            free = target is not None and target.dtype == dtype
-            if free and not (name == "dx" and target is not None and np.shares_memory(target, self.x)):
-                free = not any(np.may_share_memory(target, a) for a in (self.x, self.linear_weight, self.target))
-            self.totals[name] = target if free else np.empty(shape, dtype)
-        return self.totals[name]
+    def copy(self, to: Any, values: Any) -> None:
+        half = sorted(a.dtype.name in HALF for a in (to, values)) == [False, True]
+        (self.convert if half else products.copy)(to, values)
 
-    def put(self, name: str, chunk: slice, values: Any) -> None:
-        shape = (self.rows,) if name == "loss" else (self.rows, self.columns)
-        self._place(name, shape, values.dtype)[chunk] = values
-
-    def rows_of(self, name: str) -> Any:
-        return self.totals[name]
-
-    def multiply(self, name: str, chunk: slice, left: Any, right: Any) -> None:
-        result = self._place(name, self.x.shape, self.x.dtype)
-        products.into(result[chunk], left, right, convert=self.convert)
-
-    def add(self, name: str, left: Any, right: Any) -> None:
-        again = name in self.totals
-        total = self._place(name, (left.shape[0], right.shape[1]), self.wide)
-        products.into(total, left, right, add=again, convert=self.convert)
+    def product(self, out: Any, left: Any, right: Any, add: bool) -> None:
+        products.into(out, left, right, add, self.convert)
 
 
-class _CuPy(_Functional):
-    """CuPy arrays: products by cuBLAS, which adds them to float32 itself."""
+class _CuPy(_InPlace):
+    """CuPy arrays: products by cuBLAS, which adds those of half precision to float32 itself."""
+
+    def run(self) -> dict[str, Any]:
+        with self.machine.on(self.x):
+            return super().run()
+
+    @property
+    def machine(self) -> Any:
+        from xpnn.backends.cupy import machine
+
+        return machine.current
 
     def look(self) -> Any:
-        from xpnn.backends.cupy import machine
-
-        return machine.current.fetch(self.target) if os.environ.get("XPNN_CHECK") == "1" else None
+        return self.machine.fetch(self.target) if may_look(self.job, self.target) else None
 
     def composed(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        from xpnn.backends.cupy import machine
+        return self.machine.composed(function, *arrays)
 
-        return machine.current.composed(function, *arrays)
+    def copy(self, to: Any, values: Any) -> None:
+        self.machine.copy(to, values)
 
-    def multiply(self, name: str, chunk: slice, left: Any, right: Any) -> None:
-        import cupy
-
-        from xpnn.backends.cupy import machine
-
-        if name not in self.totals:
-            self.totals[name] = cupy.empty((self.rows, right.shape[1]), self.x.dtype)
-        machine.current.matmul(left, right, self.totals[name][chunk])
-
-    def add(self, name: str, left: Any, right: Any) -> None:
-        import cupy
-
-        from xpnn.backends.cupy import machine
-
-        again = name in self.totals
-        if not again:
-            self.totals[name] = cupy.empty((left.shape[0], right.shape[1]), self.wide)
-        machine.current.accumulate(self.totals[name], left, right, again)
-
-    def ones(self, rows: int) -> Any:
-        return self.composed(lambda xp, x: xp.ones_like(x[:rows, :1]).T, self.x)
+    def product(self, out: Any, left: Any, right: Any, add: bool) -> None:
+        if add or (out.dtype == self.wide and left.dtype != self.wide):
+            self.machine.accumulate(out, left, right, add)
+        else:
+            self.machine.matmul(left, right, out)

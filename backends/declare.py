@@ -7,15 +7,25 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide, kinds_of
 from xpnn.backends.program import DType, Program, Shape
 from xpnn.backends.trace import Array, Namespace, SubsetError, Trace
 
 Formula = Callable[..., Any]
-Driver = Callable[[Any], Any]  # from a task to an executable
 Check = Callable[[dict[str, type[Kind]], dict[str, tuple[int, ...]], dict[str, Any]], None]
+
+
+class Driver(Protocol):
+    """Makes a task executable, by running other kernels."""
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """The kernels that it runs."""
+        ...
+
+    def __call__(self, job: Any) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class Kernel:
         >>> import xpnn
         >>> xpnn.softmax.warmup(dtype="float64")
         """
-        prepare.example_task(self, dtype, direction, options, backend="numba")
+        prepare.warmup(self, dtype, direction, options)
 
 
 class Backward:

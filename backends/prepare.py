@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from xpnn.backends import choice
-from xpnn.backends.arrays import wrong
+from xpnn.backends.arrays import numpy_dtype, wrong
 from xpnn.backends.bind import needs_backward, option_value
 from xpnn.backends.declare import Declaration, evaluate, is_dynamic
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
 from xpnn.backends.program import DType, Node, Shape, walk
-from xpnn.backends.task import BackendError, Executable, Task
+from xpnn.backends.task import HALF, BackendError, Executable, Task
 from xpnn.backends.trace import SubsetError
 
 if TYPE_CHECKING:
@@ -256,10 +256,29 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
         return prepare(kernel, given, merged, wanted, "cupy" if backend == "cupy" else "numpy", dtype)
 
 
+def warmup(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any]) -> None:
+    """`k.warmup(...)`."""
+    ready = example_task(kernel, dtype, direction, options, backend="numba")
+    if kernel.declaration.driver is None:
+        return
+    arrays = {}  # what a driver runs is compiled when it is first run: on one element
+    for name, (kind, _) in ready.job.given.items():
+        wide = dtype in HALF and kernel.declaration.is_wide(name, kind in (Row, Scalar))
+        arrays[name] = np.zeros((1, 1), np.int64 if kind is Index else numpy_dtype("float32" if wide else dtype))
+    with choice.use_backend("numba"):
+        ready.execute(np, arrays, ready.job.numbers, {})
+
+
 def source(kernel: Kernel, backend: str, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any]) -> str:
     """`k.source(...)`."""
     if backend not in ("numba", "cupy"):
         raise BackendError(f"{kernel.__name__}.source: backend {backend!r} has no code of its own; expected 'numba' or 'cupy'")
+    if (driver := kernel.declaration.driver) is not None:
+        names = [k.__name__ for k in driver.stages]
+        calls = " and ".join(f"{name}.source" for name in names)
+        raise BackendError(
+            f"{kernel.__name__}.source: it has no code of its own: it runs {' and '.join(names)} by chunks of rows; see {calls}"
+        )
     if backend == "cupy":
         from xpnn.backends.cupy.emit import Emitted, unit
 

@@ -92,7 +92,7 @@ class Trace:
         def settle(node: Node) -> Node:
             if node not in renamed:
                 rows, columns = (e if e == 1 else self._root(e) for e in node.shape)
-                value = self._root(node.value) if node.op == "extent" else node.value
+                value = self._root(node.value) if node.op in ("extent", "columns") else node.value
                 renamed[node] = Node(node.op, tuple(map(settle, node.args)), (rows, columns), node.dtype, value)
             return renamed[node]
 

@@ -1,6 +1,8 @@
 """A linear layer and the cross-entropy of its logits, which are never held as a whole."""
 
-from xpnn.backends.chunked import by_chunks
+from numbers import Integral
+
+from xpnn.backends.chunked import ByChunks
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Wide
 from xpnn.kernels.linear import linear
@@ -11,10 +13,19 @@ NAME = "linear_cross_entropy"
 
 def check_linear_options(kinds, shapes, options):
     """The loss's own rules, for logits that there are not; and those of the chunks."""
-    size = options["chunk_size"]
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"{NAME}: chunk_size: got {size!r}, expected a positive integer or None")
-    logits = (*shapes["x"][:-1], *shapes["linear_weight"][:1])
+    size, x, linear_weight = options["chunk_size"], shapes["x"], shapes["linear_weight"]
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{NAME}: chunk_size: got {size!r}, expected a positive integer or None")
+        options["chunk_size"] = int(size)
+    if not x:
+        raise ValueError(f"{NAME}: x: got shape (), expected at least one dimension")
+    if len(linear_weight) != 2 or linear_weight[1] != x[-1] or not linear_weight[0]:
+        raise ValueError(f"{NAME}: linear_weight: got shape {linear_weight}, expected (C, {x[-1]}), with at least one class")
+    for name in ("linear_bias", "weight"):
+        if name in shapes and shapes[name] != linear_weight[:1]:
+            raise ValueError(f"{NAME}: {name}: got shape {shapes[name]}, expected {linear_weight[:1]}")
+    logits = (*x[:-1], linear_weight[0])
     target = Full if kinds["target"] is Wide else kinds["target"]
     never = {"return_argmax": False, "return_accuracy": False}
     chosen = options | never
@@ -30,16 +41,16 @@ def mass_of(xp, like, target, weight, options):
 @kernel(
     outputs=("loss",),
     check=check_linear_options,
-    driver=by_chunks(linear, cross_entropy, mass_of),
+    driver=ByChunks(linear, cross_entropy, mass_of),
     off={"label_smoothing": 0.0, "z_loss": 0.0},
     wrt=("x", "linear_weight", "linear_bias"),
-    domain={"target": "positive", "weight": "positive"},
+    domain={"target": "simplex", "weight": "unit"},
     variants=(
         {},
-        {"chunk_size": 2},
         {"reduction": "sum", "chunk_size": 3},
+        {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 16.0, "reduction": "none", "chunk_size": 2},
         {"reduction": "none", "chunk_size": 2},
-        {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0, "chunk_size": 2},
+        {"chunk_size": 2},
     ),
 )
 def linear_cross_entropy(
@@ -96,7 +107,10 @@ def linear_cross_entropy(
     `value_and_grad` is the way to train: three products for loss and gradients. `vjp` keeps no logits, so its pullback
     makes them again, a fourth product, and takes any cotangent, one per row under "none". The gradient by W is added up in
     float32 whatever the dtype. On NumPy arrays of half precision, logits are float32 too. The arguments are those of
-    `torch.nn.functional.linear_cross_entropy`, and z_loss, softcap and chunk_size.
+    `torch.nn.functional.linear_cross_entropy`, and z_loss and softcap.
+
+    An ignored row's own gradient is exactly 0, even where its x is NaN. W's is a product with all rows of x, as it is for
+    `xpnn.linear` and in PyTorch: there, 0 · NaN is NaN. So keep NaN out of padding.
 
     Examples
     --------

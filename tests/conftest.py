@@ -16,7 +16,8 @@ import pytest
 
 import xpnn
 import xpnn.kernels
-from xpnn import Column, Full, Index, Matrix, Row
+from xpnn import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.kinds import Wide
 
 OPTIONAL = {
     "torch": "torch.nn.functional's cross_entropy, kernels on torch tensors",
@@ -142,8 +143,9 @@ class Case:
         """Inputs by name, the columns being the last axis."""
         rng = np.random.default_rng(seed)
         d = self.kernel.declaration
+        layer = any(Matrix in i.kinds for i in d.inputs.values())  # of four outputs
         return {
-            n: _sample(rng, i.kinds, d.domain.get(n, "real"), shape, dtype, self.index)
+            n: _sample(rng, i.kinds, d.domain.get(n, "real"), shape, dtype, self.index, 4 if layer else shape[-1])
             for n, i in d.inputs.items()
             if self.optional or not i.optional
         }
@@ -152,18 +154,13 @@ class Case:
         return np.random.default_rng(seed).normal(size=np.shape(y)).astype(np.asarray(y).dtype)
 
 
-def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: Any, index: bool) -> np.ndarray:
+def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: Any, index: bool, units: int) -> np.ndarray:
     if Index in kinds and index:
-        return rng.integers(0, shape[-1], shape[:-1])
-    if Full in kinds:
-        size: tuple[int, ...] = shape
-    elif Column in kinds:
-        size = (4,) if domain == "real" else shape[-1:]  # a bias of linear's four outputs, or class weights
-    elif Row in kinds:
-        size = shape[:-1]
-    else:
-        assert Matrix in kinds
-        size = (4, shape[-1])
+        return rng.integers(0, units, shape[:-1])
+    kind = next(k for k in kinds if k is not Index)
+    size = {
+        Full: shape, Wide: (*shape[:-1], units), Column: (units,), Row: shape[:-1], Matrix: (units, shape[-1]), Scalar: (),
+    }[kind]  # fmt: skip
     values = rng.normal(size=size) * 2
     if domain != "real":
         values = np.exp(values)
@@ -183,7 +180,7 @@ def _cases() -> list[Case]:
         if not isinstance(k, xpnn.Kernel) or k.__name__ != name:
             continue
         d = k.declaration
-        either = any({Index, Full} <= {*i.kinds} for i in d.inputs.values())
+        either = any(Index in i.kinds and len(i.kinds) > 1 for i in d.inputs.values())
         labels = [("index", True), ("probabilities", False)] if either else [("", True)]
         for label, index in labels:
             found.append(Case(name, label, dict(d.variants[0]), False, index))

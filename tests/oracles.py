@@ -82,6 +82,9 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "linear": linear,
     "cross_entropy_probs": lambda probs, target: sp.entr(target).sum(-1) + sp.rel_entr(target, probs).sum(-1),
     "cross_entropy": cross_entropy,
+    "linear_cross_entropy": lambda x, linear_weight, target, linear_bias=None, weight=None, chunk_size=None, **options: (
+        cross_entropy(linear(x, linear_weight, linear_bias), target, weight, **options)
+    ),
     "nll_loss": nll_loss,
     "binary_cross_entropy_with_logits": binary,
     "kl_div": lambda x, target, log_target=False, reduction="mean": reduced(

@@ -15,6 +15,8 @@ from xpnn.backends.program import Node, Program, substitute, walk
 from xpnn.testing import Variant, given_for_backward, record, sample, truth_of, variants
 
 SHAPES = ((4, 7), (3, 37), (40, 10), (12, 1000))
+# a kernel with a driver has a program that nothing runs; those of its stages are run, and spoilt here
+EMITTED = [k for k in (getattr(xpnn, name) for name in ORACLES) if k.declaration.driver is None]
 OTHER = {"add": "sub", "sub": "add", "mul": "div", "div": "mul", "maximum": "minimum", "exp": "neg", "log": "neg"}
 OTHER |= {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq", "and": "or"}
 
@@ -58,7 +60,7 @@ def is_equivalent(kernel: Kernel, mutation: str) -> bool:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("kernel", [getattr(xpnn, name) for name in ORACLES], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kernel", EMITTED, ids=lambda k: k.__name__)
 def test_mutants_are_caught(kernel: Kernel, direction: str) -> None:
     """Each mutant breaches the bound on some sample; the program itself breaches it on none."""
     for variant in variants(kernel):

@@ -60,7 +60,7 @@ LAYOUTS = [padded, every_other, backwards, unaligned, swapped, np.asfortranarray
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 def test_layouts(backend: str, case: Any, layout: Callable[[np.ndarray], np.ndarray], close: Callable[..., None]) -> None:
     """Forward and gradients of every kernel from arrays laid out in any way."""
-    arrays = {n: layout(a) for n, a in case.arrays().items()}
+    arrays = {n: layout(a) if a.ndim else a for n, a in case.arrays().items()}
     plain = {n: np.array(a, a.dtype.newbyteorder("="), order="C") for n, a in arrays.items()}
     y, pullback = case.kernel.vjp(*arrays.values(), **case.options)
     want, want_pullback = case.kernel.vjp(*plain.values(), **case.options)
@@ -204,7 +204,7 @@ def test_one_row_or_column(backend: str, axis_case: Any, shape: tuple[int, ...],
     got, expected = pullback(dy), want_pullback(dy)
     for g, w in zip((got,) if single else got, (expected,) if single else expected, strict=True):
         if w is not None:
-            close(g, w, ulps=256)
+            close(g, w, ulps=256, terms=float(shape[-1] == 1))  # of one class, p - y is zero but for rounding
     if shape[-1] == 1 and axis_case.name in ("softmax", "log_softmax"):
         assert (y == (axis_case.name == "softmax")).all()
 

@@ -37,16 +37,20 @@ class Shim:
         """One value of each row, `x[i, index[i, 0]]`; NaN where the index lies outside."""
         xp = self._xp
         rows, columns = x.shape
-        index = xp.astype(index, xp.int64)
-        inside = (index >= 0) & (index < columns)
-        safe = xp.where(inside, index, xp.zeros_like(index))
-        flat = safe[:, 0] + columns * xp.arange(rows, dtype=xp.int64, device=self._device)
-        taken = xp.reshape(xp.take(xp.reshape(x, (-1,)), flat, axis=0), (-1, 1))
-        return xp.where(inside, taken, xp.asarray(xp.nan, dtype=x.dtype, device=self._device))
+        return self._gather(x, index, columns, columns * xp.arange(rows, dtype=xp.int64, device=self._device))
 
     def take(self, x: Any, index: Any, *, axis: int = -1) -> Any:
         """A column's value for each row, `x[0, index[i, 0]]`; NaN where the index lies outside."""
-        return self.take_along_axis(self._xp.broadcast_to(x, (index.shape[0], x.shape[1])), index, axis=axis)
+        return self._gather(x, index, x.shape[1], 0)
+
+    def _gather(self, x: Any, index: Any, columns: int, starts: Any) -> Any:
+        """The elements of `x` that lie `index` after `starts`, or NaN."""
+        xp = self._xp
+        index = xp.astype(index, xp.int64)
+        inside = (index >= 0) & (index < columns)
+        safe = xp.where(inside, index, xp.zeros_like(index))[:, 0]
+        taken = xp.reshape(xp.take(xp.reshape(x, (-1,)), safe + starts, axis=0), (-1, 1))
+        return xp.where(inside, taken, xp.asarray(xp.nan, dtype=x.dtype, device=self._device))
 
 
 class Composed:
@@ -62,7 +66,7 @@ class Composed:
             )
 
         def execute(xp: Any, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]) -> dict[str, Any]:
-            if _may_look(job, arrays):
+            if may_look(job, next(iter(arrays.values()))):
                 check_indices(job, xp, arrays, numbers)
             device = array_api_compat.device(next(iter(arrays.values())))
             with np.errstate(all="ignore"):
@@ -85,9 +89,9 @@ def _in_single(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mapping[s
     return results
 
 
-def _may_look(job: Task, arrays: Mapping[str, Any]) -> bool:
+def may_look(job: Task, array: Any) -> bool:
     """Whether reading values neither waits for a device nor forces a lazy array, or was asked for."""
-    on_cpu = job.library == "torch" and array_api_compat.device(next(iter(arrays.values()))).type == "cpu"
+    on_cpu = job.library == "torch" and array_api_compat.device(array).type == "cpu"
     return on_cpu or job.library in {"numpy", "array_api_strict"} or os.environ.get("XPNN_CHECK") == "1"
 
 
@@ -96,9 +100,14 @@ def check_indices(job: Task, xp: Any, arrays: Mapping[str, Any], numbers: Mappin
     exempt = {**job.static, **numbers}.get("ignore_index")
     for name in (n for n, (kind, _) in job.given.items() if kind is Index):
         index, columns = arrays[name], next(arrays[n].shape[1] for n, (kind, _) in job.given.items() if kind is Full)
-        outside = (index < 0) | (index >= columns)
-        if exempt is not None:
-            outside = outside & (index != exempt)
-        if xp.any(outside):
-            row = int(xp.argmax(xp.astype(outside[:, 0], xp.int64)))
-            raise OutOfRange(name, row, int(index[row, 0]), columns)
+        check_index(name, xp, index[:, 0], columns, exempt)
+
+
+def check_index(name: str, xp: Any, index: Any, columns: int, exempt: int | None) -> None:
+    """The same for one array of column numbers, a row each."""
+    outside = (index < 0) | (index >= columns)
+    if exempt is not None:
+        outside = outside & (index != exempt)
+    if xp.any(outside):
+        row = int(xp.argmax(xp.astype(outside, xp.int64)))
+        raise OutOfRange(name, row, int(index[row]), columns)

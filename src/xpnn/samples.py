@@ -13,7 +13,7 @@ import numpy as np
 from xpnn.backends import choice
 from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.kernel import Kernel
-from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar, Wide
 
 Array = np.ndarray[Any, Any]
 
@@ -38,7 +38,7 @@ def variants(kernel: Kernel) -> Iterator[Variant]:
     """The variants that a check goes through: every set of options with two of the ways to pass the inputs, in turn."""
     d = kernel.declaration
     optional = tuple(n for n, i in d.inputs.items() if i.optional)
-    two = tuple(n for n, i in d.inputs.items() if Index in i.kinds and Full in i.kinds)
+    two = tuple(n for n, i in d.inputs.items() if Index in i.kinds and len(i.kinds) > 1)
     ways = list(dict.fromkeys(itertools.product(((), optional), ((), two))))
     for k, options in enumerate(d.variants):
         for present, full in dict.fromkeys((ways[k % len(ways)], ways[(k + 1) % len(ways)])):
@@ -49,23 +49,25 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
     """Random inputs; rows of every second sample lie near ±1e4, or over many magnitudes for element-wise kernels."""
     d, rng = kernel.declaration, np.random.default_rng(seed)
     rows, columns = shape
-    units = 11  # of a layer
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
+    units = 11 if matrices else columns  # of a layer, or without one
     arrays: dict[str, Array] = {}
     for name, i in d.inputs.items():
         if i.optional and name not in variant.optional:
             continue
-        kind = Full if name in variant.full else i.kinds[0]
+        kind = i.kind("float") if name in variant.full else i.kinds[0]
         if kind is Index:
-            arrays[name] = rng.integers(0, columns, rows)
+            arrays[name] = rng.integers(0, units, rows)
             arrays[name][0] = 0  # a result made of one column of each row reads the first, which checks spoil
             if "ignore_index" in d.options and rows > 2:
                 arrays[name][rows // 2] = d.options["ignore_index"]
             continue
         extent = {
-            Full: shape, Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units if matrices else columns,),
+            Full: shape, Wide: (rows, units), Row: (rows,), Scalar: (), Matrix: (units, columns), Column: (units,),
         }[kind]  # fmt: skip
         value = 3 * rng.standard_normal(extent)
+        if kind is Matrix:
+            value /= 3 * np.sqrt(columns)  # a layer's outputs are of its inputs' size, or a softmax of them is saturated
         domain = d.domain.get(name, "real")
         if domain == "positive":
             value = np.exp(np.minimum(value, 10.0))  # half precision ends at 65504

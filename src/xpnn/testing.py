@@ -84,8 +84,8 @@ def _named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
 
 def _floats(kernel: Kernel, arrays: dict[str, Array]) -> tuple[str, ...]:
     """The inputs that have a gradient."""
-    names = tuple(n for n in kernel.declaration.inputs if n in arrays and is_float(arrays[n]))
-    return kernel.declaration.default_wrt or names
+    d = kernel.declaration
+    return tuple(n for n in d.default_wrt or d.inputs if n in arrays and is_float(arrays[n]))
 
 
 def _with(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
