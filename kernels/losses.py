@@ -1,5 +1,8 @@
 """Cross-entropy: of probabilities as the notes derive it, and of logits, fused with softmax."""
 
+import math
+import numbers
+
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index, Row, Scalar
 from xpnn.kernels.normalizers import exp_minus_max
@@ -56,9 +59,9 @@ def check_options(kinds, shapes, options, name="cross_entropy"):
     if not options["label_smoothing"] > 0:  # as PyTorch does, negative and NaN too
         options["label_smoothing"] = 0.0
     if softcap is not None:
-        if isinstance(softcap, bool) or not isinstance(softcap, int | float) or not softcap > 0:
+        if isinstance(softcap, bool) or not isinstance(softcap, numbers.Real) or not softcap > 0:
             raise ValueError(f"{name}: softcap: got {softcap!r}, expected a positive number or None")
-        options["softcap"] = float(softcap)
+        options["softcap"] = None if softcap == math.inf else float(softcap)
     if (options["return_argmax"] or options["return_accuracy"]) and max(shapes["logits"], default=1) > MOST:
         raise ValueError(f"{name}: logits: got shape {shapes['logits']}, expected at most {MOST} classes for an argmax")
     if kinds["target"] is Full:
@@ -222,7 +225,7 @@ def cross_entropy_backward(
 ):
     """∂loss/∂xⱼ = pⱼ Σₖ ŷₖ − ŷⱼ, with ŷ the target as smoothed and weighted: y − ŷ where ŷ sums to one.
 
-    ∂lse/∂xⱼ = pⱼ, so z · lse² adds 2 z lse pⱼ; and c tanh(x / c) has the derivative 1 − tanh². A target probability's own
+    ∂lse/∂xⱼ = pⱼ, so z · lse² adds 2 z lse pⱼ; and `capped` gives the slope of c tanh(x / c). A target probability's own
     gradient is (1 − ε) wⱼ (log s − (xⱼ − m)), a row's factor's is the row's loss. A row whose class number lies outside
     [0, C), which only unchecked arrays can hold, has gradient 0.
     """
@@ -289,9 +292,16 @@ def loss_gradients(xp, x, p, target, weight, w, m, s, label_smoothing, scale):
 
 
 def capped(xp, logits, softcap):
-    """c · tanh(x / c), and its derivative."""
-    t = xp.tanh(logits / softcap)
-    return softcap * t, 1 - t * t
+    """c · tanh(x / c), and its derivative, each to a few roundings of itself however small it is.
+
+    With b = exp(2|x| / c) − 1 and r = 2 / (b + 2), which lies in (0, 1]: tanh|x / c| = b / (b + 2) = 1 − r, and the
+    derivative 1 − tanh² = (1 − tanh)(1 + tanh) = r (2 − r), so that nothing cancels. 1 − r is right where b is infinite,
+    b r / 2 where b is small. From tanh itself, 1 − tanh² would carry twice its rounding, beside a result near 0.
+    """
+    b = xp.expm1(2.0 * xp.abs(logits) / softcap)
+    r = 2.0 / (b + 2.0)
+    t = softcap * xp.where(b > 1.0, 1.0 - r, 0.5 * b * r)
+    return xp.where(logits < 0, -t, t), r * (2.0 - r)
 
 
 def row_weights(xp, logits, target, weight, ignore_index):
