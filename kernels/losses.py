@@ -191,7 +191,7 @@ def cross_entropy(
         loss = xp.where(valid, loss, 0.0)
         lse = xp.where(valid, lse, 0.0) if return_lse else None
     if return_argmax or return_accuracy:
-        best = xp.argmax(x, axis=-1, keepdims=True)
+        best = xp.argmax(logits, axis=-1, keepdims=True)
         argmax = best if return_argmax else None
     if return_accuracy:
         right = best == target if valid is not None else best == xp.argmax(target, axis=-1, keepdims=True)
