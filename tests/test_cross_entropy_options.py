@@ -415,5 +415,9 @@ def test_absent_cotangents(backend: str) -> None:
     both, first, second = pullback(0.7, dlse), pullback(0.7, None), pullback(None, dlse)
     for ours, a, b in zip(both, first, second, strict=True):
         same(ours, a if b is None else a + b, 1.0, "a gradient")
-    neither = pullback(None, None)
-    assert all(g is None or not g.any() for g in neither)
+    alone = ce.backward(None, dlse, arrays["logits"], arrays["target"], softcap=2.0, return_lse=True)
+    np.testing.assert_array_equal(alone[0], second[0])
+    with pytest.raises(TypeError, match="^cross_entropy pullback: dloss, dlse: got None, expected at least one array"):
+        pullback(None, None)
+    with pytest.raises(TypeError, match=r"^cross_entropy.backward: missing dloss$"):
+        ce.backward(None, None, arrays["logits"], arrays["target"], return_lse=True)

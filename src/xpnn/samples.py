@@ -81,7 +81,8 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
                 value += rng.choice([-far, 0.0, far], (rows, 1))
             elif not matrices:
                 value *= 10.0 ** rng.uniform(-4, 1.5, extent)
-        arrays[name] = np.asarray(value, numpy_dtype(dtype))
+        narrow = dtype in HALF and d.is_wide(name, kind in (Row, Scalar))  # single, as a loss is: so they are computed with
+        arrays[name] = np.asarray(value, numpy_dtype("float32" if narrow else dtype))
     return arrays
 
 
