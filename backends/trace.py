@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from xpnn.backends.program import DType, Extent, Node, Program, Shape
 
 UNARY = {
-    "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh", "negative": "neg",
-    "isnan": "isnan", "logical_not": "not",
+    "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
+    "negative": "neg", "isnan": "isnan", "logical_not": "not",
 }  # fmt: skip
 BINARY = {
     "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "maximum", "minimum": "minimum",

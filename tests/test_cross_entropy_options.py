@@ -203,10 +203,7 @@ def test_of_torch(backend: str, load_library: Any, reduction: str, label_smoothi
             target.flat[::3] = 1
             options["ignore_index"] = 1
         theirs = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in (logits, target)]
-        if axis == -1:
-            seen = [torch.movedim(t, -1, 1) if t.ndim == logits.ndim else t for t in theirs]
-        else:
-            seen = theirs
+        seen = [torch.movedim(t, axis, 1) if t.ndim == logits.ndim else t for t in theirs]
         w = None if weight is None else torch.tensor(weight)
         want = torch.nn.functional.cross_entropy(*seen, weight=w, **options)
         dloss = RNG.normal(size=tuple(want.shape))
@@ -309,11 +306,11 @@ def test_softcap_at_the_edges(backend: str) -> None:
         x = np.array([[1e-20, 1e-3, -0.1, 1.0, -4.0, 9.0]], dtype)
         lse = [ce(row.reshape(1, 1), np.array([0]), softcap=c, return_lse=True)[1][0] for row in x[0]]
         np.testing.assert_allclose(lse, c * np.tanh(x[0].astype(np.longdouble) / c), rtol=6 * float(np.finfo(dtype).eps))
-        assert ce.vjp(np.array([[NAN]]), np.array([0]), softcap=c, reduction="none")[0] != 0
-    slopes = [ce.vjp(np.array([[v]]), np.array([0]), softcap=1.0, return_lse=True)[1](None, np.ones(1))[0] for v in (0.1, 5.0, 17.0)]
-    np.testing.assert_allclose(np.ravel(slopes), [1 / np.cosh(np.longdouble(v)) ** 2 for v in (0.1, 5.0, 17.0)], rtol=2e-14)
+    x = np.array([0.1, 5.0, 17.0, 300.0])
+    slope = ce.vjp(x[:, None], np.zeros(4, int), softcap=1.0, return_lse=True)[1](None, np.ones(4))[0][:, 0]
+    np.testing.assert_allclose(slope, 1 / np.cosh(x.astype(np.longdouble)) ** 2, rtol=1e-13)
     assert np.isnan(ce(np.array([[NAN, 1.0]]), np.array([1]), softcap=2.0))
-    assert ce(x, np.array([0]), softcap=INF) == ce(x, np.array([0]))
+    assert ce(x, np.array(0), softcap=INF) == ce(x, np.array(0))
 
 
 # --- what is off ------------------------------------------------------------------------------------------------------
@@ -417,7 +414,7 @@ def test_absent_cotangents(backend: str) -> None:
         same(ours, a if b is None else a + b, 1.0, "a gradient")
     alone = ce.backward(None, dlse, arrays["logits"], arrays["target"], softcap=2.0, return_lse=True)
     np.testing.assert_array_equal(alone[0], second[0])
-    with pytest.raises(TypeError, match="^cross_entropy pullback: dloss, dlse: got None, expected at least one array"):
+    with pytest.raises(TypeError, match=r"^cross_entropy pullback: dloss, dlse: got None, expected at least one array"):
         pullback(None, None)
     with pytest.raises(TypeError, match=r"^cross_entropy.backward: missing dloss$"):
         ce.backward(None, None, arrays["logits"], arrays["target"], return_lse=True)

@@ -22,11 +22,12 @@ def test_every_kernel_has_an_oracle() -> None:
     assert {k.__name__ for k in KERNELS} == ORACLES.keys()
 
 
-def few(kernel: Kernel) -> list[Variant]:
-    """Some of the variants, in which each value of each option occurs, and each way to pass each input."""
+def few(kernel: Kernel, together: bool = False) -> list[Variant]:
+    """Some of the variants, in which each value of an option occurs (or each set of them), and each way to pass an input."""
     d = kernel.declaration
     said = {
         v: {*(d.options | dict(v.options)).items(), *((n, n in v.optional, n in v.full) for n in d.inputs)}
+        | ({v.options} if together else set())
         for v in variants(kernel)
     }
     missing, chosen = set[object]().union(*said.values()), list[Variant]()
@@ -41,11 +42,11 @@ def few(kernel: Kernel) -> list[Variant]:
 def test_parity(kernel: Kernel, dtype: str) -> None:
     """Fused results are as exact as the composed ones, in every direction.
 
-    float32 goes through every variant, the other dtypes through few, each of which costs three compilations: a dtype
-    changes loads, stores and elementary functions, which all variants share, not what the programs do. `test_oracle` goes
-    through every variant in float64, and `xpnn parity` through every one in every dtype.
+    A variant costs three compilations. float32 goes through each set of options once, passing the inputs in one way; the
+    other dtypes go through few: a dtype changes loads, stores and elementary functions, which all variants share, not what
+    the programs do. `test_oracle` goes through every variant in float64, and `xpnn parity` through every one in every dtype.
     """
-    rows = list(parity_rows([kernel], ["numba"], [dtype], variants if dtype == "float32" else few))
+    rows = list(parity_rows([kernel], ["numba"], [dtype], lambda k: few(k, together=dtype == "float32")))
     assert len(rows) >= 3
     assert [row for row in rows if row["verdict"] != "ok"] == []
 
@@ -53,10 +54,14 @@ def test_parity(kernel: Kernel, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("kernel", dict.fromkeys(KERNELS), ids=lambda k: k.__name__)
 def test_parity_of_cuda_kernels(kernel: Kernel, dtype: str, record_property: Callable[[str, object], None]) -> None:
-    """The same for CUDA kernels, on a GPU or on the CPU in its place, for few variants: the programs are the same ones."""
+    """The same for CUDA kernels, on a GPU or on the CPU in its place.
+
+    They are emitted from the programs that the test above goes through, so few variants are enough, and beyond float32 two:
+    one with what is off by default, one with the most that is not.
+    """
     if (state := host.state()) not in ("GPU", "host"):
         pytest.skip(state)
-    rows = list(parity_rows([kernel], ["cupy"], [dtype], few))
+    rows = list(parity_rows([kernel], ["cupy"], [dtype], lambda k: few(k) if dtype == "float32" else few(k)[:2]))
     assert len(rows) >= 3
     assert [row for row in rows if row["verdict"] != "ok"] == []
     record_property("cuda parity", f"{kernel.__name__} {dtype} {len(rows)} {state}")

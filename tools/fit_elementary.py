@@ -174,7 +174,8 @@ def float64_samples(name: str) -> Any:
         return np.concatenate([spread, tiny, rng.uniform(-1, 3, 4 * size), small - 1, -1 + 2.0 ** -rng.uniform(1, 53, size)])
     if name == "expm1":  # down to where it is -1, and across 0 to where it is the identity
         tiny = rng.choice([-1, 1], 2 * size) * np.exp(rng.uniform(-80, 0.5, 2 * size))
-        return np.concatenate([tiny, rng.uniform(-40, 40, 2 * size), rng.uniform(-2, 2, 4 * size), rng.uniform(-40, 709.782, size)])
+        wide = rng.uniform(-40, 709.782, size)
+        return np.concatenate([tiny, rng.uniform(-40, 40, 2 * size), rng.uniform(-2, 2, 4 * size), wide])
     if name == "tanh":
         return np.concatenate([spread, small, -small, rng.uniform(0, 1.5, 2 * size), rng.uniform(0, 20, size)])
     x = np.concatenate([rng.uniform(-708.396, 709.782, 3 * size), rng.uniform(-2, 2, 3 * size), small])

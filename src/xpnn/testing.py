@@ -151,7 +151,8 @@ def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "")
 
     `dtype` is the name of that of `ours`, `computed` that of the terms where it differs.
 
-    A whole number is right or infinitely wrong. Results below the smallest normal number may be flushed, so no unit is smaller than that.
+    A whole number is right or infinitely wrong. Results below the smallest normal number may be flushed, so no unit is
+    smaller than that.
 
     Examples
     --------
