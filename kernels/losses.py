@@ -87,7 +87,7 @@ def check_options(kinds, shapes, options, name="cross_entropy"):
         {"label_smoothing": 0.1},
         {"label_smoothing": 0.2, "reduction": "none"},
         {"z_loss": 0.01},
-        {"softcap": 4.0},
+        {"softcap": 4.0, "return_lse": True},
         {"reduction": "none", "return_lse": True},
         {"return_argmax": True, "return_accuracy": True},
         {"reduction": "sum", "label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0},

@@ -16,7 +16,7 @@ import pytest
 
 import xpnn
 import xpnn.kernels
-from xpnn import Column, Full, Index, Matrix, Row
+from xpnn import Column, Full, Index, Matrix, Row, Scalar
 
 OPTIONAL = {
     "torch": "torch.nn.functional's cross_entropy, kernels on torch tensors",
@@ -161,6 +161,8 @@ def _sample(rng: Any, kinds: Any, domain: str, shape: tuple[int, ...], dtype: An
         size = (4,) if domain == "real" else shape[-1:]  # a bias of linear's four outputs, or class weights
     elif Row in kinds:
         size = shape[:-1]
+    elif Scalar in kinds:
+        size = ()
     else:
         assert Matrix in kinds
         size = (4, shape[-1])
