@@ -208,7 +208,8 @@ def test_signature() -> None:
     known = inspect.signature(xpnn.cross_entropy).parameters
     want = {
         "weight": None, "row_scale": None, "divisor": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0,
-        "z_loss": 0.0, "softcap": None, "return_lse": False, "return_argmax": False, "return_accuracy": False, "axis": -1, "out": None,
+        "z_loss": 0.0, "softcap": None, "return_lse": False, "return_argmax": False, "return_accuracy": False,
+        "axis": -1, "out": None,
     }  # fmt: skip
     assert {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY} == want
     assert [*known][:2] == ["logits", "target"]
