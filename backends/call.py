@@ -362,6 +362,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         if len(dy) != len(differentiable):
             names = ", ".join(cotangents)
             raise TypeError(f"{label}: takes {len(differentiable)} cotangents ({names}; None for zero), got {len(dy)}")
+        if all(value is None for value in dy):  # no cotangent at all stands for 1, in the fused pass
+            raise TypeError(wrong(label, ", ".join(cotangents), "None", "at least one array"))
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
         if (fast := kernel._short_way("backward", arguments)) is not None:
             gradient = fast(*arguments, out=out)
@@ -411,7 +413,9 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     arrays = tuple(n for n in d.backward_parameters if n not in d.options)
     positional = (*arrays, *(n for n in (*d.inputs, *d.outputs, *d.saved) if n not in arrays))
     bound = bind(kernel, what, positional, args, kwargs)
-    require(what, d, bound, tuple(n for n in d.cotangents() if n in arrays)[:1])
+    taken = tuple(n for n in d.cotangents() if n in arrays)
+    if not any(n in bound.arrays for n in taken):
+        require(what, d, bound, taken[:1])
     made = {*d.outputs, *d.saved}
     if any(n in made and n not in bound.arrays for n in arrays):  # to be recomputed
         lacking = [n for n in arrays if n in made and n not in bound.arrays]

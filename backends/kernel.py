@@ -95,9 +95,10 @@ class Kernel:
         y
             What the call would have returned.
         pullback
-            A function of the cotangent of `y` (one for each output); it returns the gradient of a single input, else a
-            tuple over the inputs passed, None for integer ones. Takes `out=`. It holds what backward reads, not copies:
-            change no input and no result before it was called.
+            A function of one cotangent for each differentiable output returned, None for zero; those that are not, such
+            as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, None
+            for integer ones. Takes `out=`. It holds what backward reads, not copies: change no input and no result
+            before it was called.
 
         Raises
         ------

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from xpnn.backends.program import DType, Extent, Node, Program, Shape
 
 UNARY = {
-    "abs": "abs", "exp": "exp", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh", "negative": "neg",
-    "isnan": "isnan", "logical_not": "not",
+    "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
+    "negative": "neg", "isnan": "isnan", "logical_not": "not",
 }  # fmt: skip
 BINARY = {
     "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "maximum", "minimum": "minimum",
@@ -20,7 +20,7 @@ BINARY = {
     "logical_and": "and", "logical_or": "or",
 }  # fmt: skip
 _TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
-_TO_FLOAT = {"div", "exp", "log", "log1p", "sqrt", "tanh"}
+_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "tanh"}
 
 
 class SubsetError(TypeError):

@@ -1,5 +1,8 @@
 """Cross-entropy: of probabilities as the notes derive it, and of logits, fused with softmax."""
 
+import math
+import numbers
+
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index, Row, Scalar
 from xpnn.kernels.normalizers import exp_minus_max
@@ -56,9 +59,9 @@ def check_options(kinds, shapes, options, name="cross_entropy"):
     if not options["label_smoothing"] > 0:  # as PyTorch does, negative and NaN too
         options["label_smoothing"] = 0.0
     if softcap is not None:
-        if isinstance(softcap, bool) or not isinstance(softcap, int | float) or not softcap > 0:
+        if isinstance(softcap, bool) or not isinstance(softcap, numbers.Real) or not softcap > 0:
             raise ValueError(f"{name}: softcap: got {softcap!r}, expected a positive number or None")
-        options["softcap"] = float(softcap)
+        options["softcap"] = None if softcap == math.inf else float(softcap)
     if (options["return_argmax"] or options["return_accuracy"]) and max(shapes["logits"], default=1) > MOST:
         raise ValueError(f"{name}: logits: got shape {shapes['logits']}, expected at most {MOST} classes for an argmax")
     if kinds["target"] is Full:
@@ -84,7 +87,7 @@ def check_options(kinds, shapes, options, name="cross_entropy"):
         {"label_smoothing": 0.1},
         {"label_smoothing": 0.2, "reduction": "none"},
         {"z_loss": 0.01},
-        {"softcap": 4.0},
+        {"softcap": 4.0, "return_lse": True},
         {"reduction": "none", "return_lse": True},
         {"return_argmax": True, "return_accuracy": True},
         {"reduction": "sum", "label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0},
@@ -188,7 +191,7 @@ def cross_entropy(
         loss = xp.where(valid, loss, 0.0)
         lse = xp.where(valid, lse, 0.0) if return_lse else None
     if return_argmax or return_accuracy:
-        best = xp.argmax(x, axis=-1, keepdims=True)
+        best = xp.argmax(logits, axis=-1, keepdims=True)
         argmax = best if return_argmax else None
     if return_accuracy:
         right = best == target if valid is not None else best == xp.argmax(target, axis=-1, keepdims=True)
@@ -222,7 +225,7 @@ def cross_entropy_backward(
 ):
     """∂loss/∂xⱼ = pⱼ Σₖ ŷₖ − ŷⱼ, with ŷ the target as smoothed and weighted: y − ŷ where ŷ sums to one.
 
-    ∂lse/∂xⱼ = pⱼ, so z · lse² adds 2 z lse pⱼ; and c tanh(x / c) has the derivative 1 − tanh². A target probability's own
+    ∂lse/∂xⱼ = pⱼ, so z · lse² adds 2 z lse pⱼ; and `capped` gives the slope of c tanh(x / c). A target probability's own
     gradient is (1 − ε) wⱼ (log s − (xⱼ − m)), a row's factor's is the row's loss. A row whose class number lies outside
     [0, C), which only unchecked arrays can hold, has gradient 0.
     """
@@ -289,9 +292,16 @@ def loss_gradients(xp, x, p, target, weight, w, m, s, label_smoothing, scale):
 
 
 def capped(xp, logits, softcap):
-    """c · tanh(x / c), and its derivative."""
-    t = xp.tanh(logits / softcap)
-    return softcap * t, 1 - t * t
+    """c · tanh(x / c), and its derivative, each to a few roundings of itself however small it is.
+
+    With b = exp(2|x| / c) − 1, tanh|x / c| = b / (b + 2); with r = 2 / (b + 2) = 1 − tanh|x / c|, which lies in [0, 1],
+    the derivative is 1 − tanh² = r (2 − r): nothing cancels. The quotient is b r / 2, and 1 where b is infinite.
+    From tanh itself, 1 − tanh² would carry twice its rounding beside a result near 0.
+    """
+    b = xp.expm1(2.0 * xp.abs(logits) / softcap)
+    r = 2.0 / (b + 2.0)
+    t = softcap * (0.5 * xp.minimum(b, 2.0**100) * xp.maximum(r, 2.0**-99))
+    return xp.where(logits < 0, -t, t), r * (2.0 - r)
 
 
 def row_weights(xp, logits, target, weight, ignore_index):

@@ -14,6 +14,7 @@ def cross_entropy(
     target: Array,
     weight: Array | None = None,
     row_scale: Any = 1.0,
+    divisor: Any = None,
     *,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -41,6 +42,7 @@ def cross_entropy(
         losses = (1 - label_smoothing) * own - label_smoothing / columns * (w * log_p).sum(-1)
         mass, own = w[safe][counts].sum(), safe
     losses = np.where(counts, row_scale * (losses + z_loss * lse**2), 0.0)
+    mass = mass if divisor is None else divisor
     loss = losses if reduction == "none" else losses.sum() / (mass if reduction == "mean" else 1.0)
     asked = {"lse": (return_lse, np.where(counts, lse, 0.0)), "argmax": (return_argmax, best)}
     asked["accuracy"] = (return_accuracy, np.mean((best == own)[counts]))

@@ -172,6 +172,10 @@ def float64_samples(name: str) -> Any:
     if name == "log1p":  # near -1, across 0 down to where it is the identity, and far out
         tiny = rng.choice([-1, 1], 2 * size) * np.exp(rng.uniform(-80, -1, 2 * size))
         return np.concatenate([spread, tiny, rng.uniform(-1, 3, 4 * size), small - 1, -1 + 2.0 ** -rng.uniform(1, 53, size)])
+    if name == "expm1":  # down to where it is -1, and across 0 to where it is the identity
+        tiny = rng.choice([-1, 1], 2 * size) * np.exp(rng.uniform(-80, 0.5, 2 * size))
+        wide = rng.uniform(-40, 709.782, size)
+        return np.concatenate([tiny, rng.uniform(-40, 40, 2 * size), rng.uniform(-2, 2, 4 * size), wide])
     if name == "tanh":
         return np.concatenate([spread, small, -small, rng.uniform(0, 1.5, 2 * size), rng.uniform(0, 20, size)])
     x = np.concatenate([rng.uniform(-708.396, 709.782, 3 * size), rng.uniform(-2, 2, 3 * size), small])
@@ -186,7 +190,7 @@ def worst_float32(name: str, function: Function, stride: int) -> tuple[float, fl
         with np.errstate(all="ignore"):
             truth = exact(x.astype(np.float64))
         keep = np.isfinite(truth) & (np.abs(truth) <= limits.max)
-        if name.startswith("exp"):
+        if name in ("exp", "exp_nonpositive"):
             keep &= truth >= limits.smallest_normal
         if name == "exp_nonpositive":
             keep &= x <= 0
@@ -214,6 +218,8 @@ def check_special(name: str, function: Function, dtype: type) -> None:
     low, high = np.log(limits.smallest_normal), np.log(limits.max)
     pairs = {
         "exp_nonpositive": [(0.0, 1.0), (-0.0, 1.0), (-inf, 0.0), (nan, nan), (low * 1.0001, 0.0), (limits.min, 0.0)],
+        "expm1": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, -limits.smallest_normal, inf, nan)]
+        + [(-inf, -1.0), (limits.min, -1.0), (-50.0, -1.0), (high * 1.0001, inf), (limits.max, inf)],
         "log": [(0.0, -inf), (-0.0, -inf), (-1.0, nan), (-tiny, nan), (-inf, nan), (inf, inf), (nan, nan), (1.0, 0.0)],
         "log1p": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, inf, nan)]
         + [(-1.0, -inf), (-1.5, nan), (-inf, nan), (limits.min, nan)],
@@ -228,7 +234,7 @@ def check_special(name: str, function: Function, dtype: type) -> None:
 
 
 def check(stride: int) -> None:
-    for name in ("exp", "exp_nonpositive", "log", "log1p", "tanh"):
+    for name in ("exp", "exp_nonpositive", "expm1", "log", "log1p", "tanh"):
         function = compiled(name)
         check_special(name, function, np.float32)
         check_special(name, function, np.float64)

@@ -1,4 +1,4 @@
-"""exp, log, log1p and tanh as straight-line LLVM IR, for a scalar float or double or a vector of them alike.
+"""exp, expm1, log, log1p and tanh as straight-line LLVM IR, for a scalar float or double or a vector of them alike.
 
 There are no branches, calls or fast-math flags, so a lane of a vector gets the bits that the scalar code gives.
 Numba adds the fastmath flags of a caller to these operations too: `contract`, `nsz` and `arcp` do no harm, but with
@@ -250,6 +250,31 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     largest = 2.0**form.bias
     y = mantissa * scale.replace(scale > largest, largest)
     return y.replace(shifted > 1.5 * form.one_ulp + 2 * form.bias, y + y).raw
+
+
+def expm1(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """exp(x) - 1 = (2**n - 1 + 2**n r) + 2**n (exp(r) - 1 - r), as `exp` reduces x, with r's own rounding error.
+
+    The sum in parentheses rounds no more than the result does; where n is 0 it is r, so that small x comes out exact.
+    Worst error 1.34 ULP (float32, over every input), 1.28 ULP (float64).
+    """
+    v = _Value(builder, x)
+    form = v.format
+    least, most = -(form.mantissa + 4) * LN2, (form.bias + 1.25) * LN2  # -1 and, doubled as in `exp`, inf
+    a = v.replace(v < least, least)
+    a = a.replace(a > most, most)
+    n, shifted = _round(a, 1 / LN2, form.bias)
+    high, low = form.ln2
+    exact = n.fma(-high, a)
+    r = n.fma(-low, exact)
+    lost = n.fma(-low, exact - r)
+    scale = _power_of_two(shifted)
+    largest = 2.0**form.bias
+    scale = scale.replace(scale > largest, largest)
+    rest = _polynomial(r, form.exp[2:]).fma(r * r, lost)
+    y = rest.fma(scale, r.fma(scale, scale - 1.0))
+    y = y.replace(shifted > 1.5 * form.one_ulp + 2 * form.bias, y + y)
+    return y.replace(v.equals(0.0), v).raw  # -0.0 keeps its sign
 
 
 def log(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:

@@ -27,6 +27,7 @@ _VOCABULARY = [
     "columns",
     "divide",
     "exp",
+    "expm1",
     "exp_nonpositive",
     "keep",
     "least",

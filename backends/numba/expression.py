@@ -19,7 +19,7 @@ _INFIX = {
     "ne": "!=",
 }
 _CALLS = {
-    "abs": "absolute", "neg": "negative", "exp": "exp", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
+    "abs": "absolute", "neg": "negative", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
     "tanh": "tanh", "maximum": "maximum", "minimum": "minimum", "and": "logical_and", "or": "logical_or", "not": "logical_not",
 }  # fmt: skip
 READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum": "sums", "gather": "taken"}

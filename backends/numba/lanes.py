@@ -144,6 +144,10 @@ def _exp_nonpositive(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.exp_nonpositive(builder, a)
 
 
+def _expm1(builder: Any, a: ir.Value) -> ir.Value:
+    return elementary.expm1(builder, a)
+
+
 def _log(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.log(builder, a)
 
@@ -191,6 +195,7 @@ def _logical_not(builder: Any, a: ir.Value) -> ir.Value:
 
 exp = _elementwise("exp", _exp)
 exp_nonpositive = _elementwise("exp_nonpositive", _exp_nonpositive)
+expm1 = _elementwise("expm1", _expm1)
 log = _elementwise("log", _log)
 log1p = _elementwise("log1p", _log1p)
 tanh = _elementwise("tanh", _tanh)

@@ -79,11 +79,12 @@ def sample(kernel: Kernel, variant: Variant, shape: tuple[int, int], dtype: str,
         elif kind is Full and seed % 2:
             if kernel.has_axis:
                 far = 16.0 if dtype in HALF else 1e4  # where neighbours are still told apart
-                far = dict(variant.options).get("softcap") or far
+                far = dict(variant.options).get("softcap", 4 * far) / 4  # where its slope still lets a row be seen
                 value += rng.choice([-far, 0.0, far], (rows, 1))
             elif not matrices:
                 value *= 10.0 ** rng.uniform(-4, 1.5, extent)
-        arrays[name] = np.asarray(value, numpy_dtype(dtype))
+        narrow = dtype in HALF and d.is_wide(name, kind in (Row, Scalar))  # single, as a loss is: so they are computed with
+        arrays[name] = np.asarray(value, numpy_dtype("float32" if narrow else dtype))
     return arrays
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -256,7 +256,10 @@ def _blind(
 
 
 def parity_rows(
-    kernels: Iterable[Kernel], backends: Iterable[str], dtypes: Iterable[str] | None = None
+    kernels: Iterable[Kernel],
+    backends: Iterable[str],
+    dtypes: Iterable[str] | None = None,
+    chosen: Callable[[Kernel], Iterable[Variant]] = variants,
 ) -> Iterator[dict[str, Any]]:
     """One row for each kernel, variant, backend, dtype and direction: worst error, bound, verdict.
 
@@ -266,6 +269,8 @@ def parity_rows(
         Names as `use_backend` takes them.
     dtypes
         By default all four.
+    chosen
+        The variants of a kernel that are gone through.
 
     Yields
     ------
@@ -276,14 +281,14 @@ def parity_rows(
     """
     kernels, backends = tuple(kernels), tuple(backends)
     for kernel, dtype in itertools.product(kernels, tuple(dtypes) if dtypes is not None else (*HALF, *DTYPES)):
-        for variant in variants(kernel):
+        for variant in chosen(kernel):
             for direction in _directions(kernel, variant):
                 for backend in backends:
                     row = {"kernel": kernel.__name__, "variant": str(variant), "backend": backend, "dtype": dtype}
                     yield row | {"direction": direction} | _row(kernel, variant, direction, backend, dtype)
     for kernel, backend in itertools.product(kernels, backends):
         if kernel.declaration.backward is not None:
-            for variant in variants(kernel):
+            for variant in chosen(kernel):
                 row = {"kernel": kernel.__name__, "variant": str(variant), "backend": backend, "dtype": "float64"}
                 yield row | {"direction": "gradient check"} | _gradient_row(kernel, variant, backend)
 
