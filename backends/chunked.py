@@ -22,8 +22,8 @@ from xpnn.backends.task import HALF, Executable, Task
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
 
-BUDGET = 32 * 2**20  # bytes of logits that a chunk may have in any case,
-SHARE = 16  # and otherwise this fraction of all
+BUDGET = 48 * 2**20  # bytes of logits that a chunk may have in any case,
+SHARE = 20  # and otherwise this fraction of all
 ROWS = 16  # chunks are multiples of this, where they have so many: BLAS works in such groups
 
 
@@ -31,7 +31,7 @@ def chunk_rows(rows: int, columns: int, itemsize: int) -> int:
     """How many rows of logits a chunk has unless the caller says.
 
     >>> chunk_rows(2048, 64_000, 4), chunk_rows(100, 1000, 4)
-    (128, 100)
+    (192, 100)
     """
     budget = max(BUDGET, rows * columns * itemsize // SHARE)
     most = max(1, budget // (columns * itemsize))

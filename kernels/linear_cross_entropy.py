@@ -85,7 +85,7 @@ def linear_cross_entropy(
     reduction, ignore_index, label_smoothing, z_loss, softcap
         As for `xpnn.cross_entropy`.
     chunk_size
-        Rows whose logits are held at once; None for as many as fit into a sixteenth of all logits' memory, or into 32 MiB
+        Rows whose logits are held at once; None for as many as fit into a twentieth of all logits' memory, or into 48 MiB
         where that is more.
 
     Returns

@@ -48,6 +48,7 @@ _VOCABULARY = [
     "where",
 ]  # of xpnn.backends.numba.lanes
 _ROWS = [
+    "fetch",
     "row",
     *(what + half for what in ("at", "load", "put", "store", "top") for half in ("", "_float16", "_bfloat16")),
 ]  # of .rows
@@ -99,7 +100,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
 _OURS = re.compile(
     r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|range|"
     + "|".join([*_VOCABULARY, *_ROWS])
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all)|(stage|number|total|sums|kept|t)\d+"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next)|(stage|number|total|sums|kept|t)\d+"
 )
 
 

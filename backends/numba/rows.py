@@ -58,6 +58,21 @@ def _place(context: Any, builder: Any, sig: Any, args: Any, count: int) -> tuple
     return builder.bitcast(builder.gep(data, [j]), vector.as_pointer()), vector, int(sig.args[0].dtype.bitwidth) // 8
 
 
+@intrinsic
+def fetch(typingctx: Any, values: Any, j: Any) -> Any:
+    """Ask for the memory of column `j` of a row, so that it is there when it is read."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, _I32(0), _I32(2), _I32(1)])  # to read, into the second cache, as data
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp), lower
+
+
 def _loader(name: str) -> Any:
     def typed(typingctx: Any, values: Any, j: Any, n: Any) -> Any:
         element = types.float32 if name else values.dtype

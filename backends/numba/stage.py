@@ -25,6 +25,10 @@ class StageWriter(Writer):
             stage.shape[1] != 1 and all(s.shape[1] != 1 for s in stage.stores)
         )
         self.tables = [n for n in self.nodes if n.op == "column_sum" and n not in stage.sums]
+        # what the first phase reads of a row waits for memory: the second one, which computes, asks for the next row's
+        uses = phases.uses()
+        wide = [n for n in self.inputs.values() if n.shape == stage.shape and 1 not in n.shape]
+        self.ahead = [n.value for n in wide if 0 in uses.get(n, ()) and phases.last >= 2]
         self.kept: dict[Node, str] = {}
         self.scratch: list[str] = []
         self._plan_kept()
@@ -150,6 +154,8 @@ class StageWriter(Writer):
             if n.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if n.shape[0] != 1 else '0'})")
         lines += [f"{self.table(t)}_i = row({self.table(t)}, 0)" for t in self.tables]
+        rows = self.context.extent(self.stage.shape[0])
+        lines += [f"{name}_next = row({name}, least(i + 1, {rows} - 1))" for name in self.ahead if not self.is_map]
         for store, name in self.output.items():
             if store.shape[1] != 1:
                 lines.append(f"{name}_i = row({name}, {'i' if store.shape[0] != 1 else '0'})")
@@ -234,10 +240,11 @@ class StageWriter(Writer):
                 inside.append(f"{lanes} = spread(f(0.0))")
                 after.append(f"{name} = total({lanes}_all)")
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
+        ahead = [f"fetch({name}_next, j)" for name in self.ahead if phase == 1]
         if chunked:
             lines += [f"for start in range(0, {columns}, {CHUNK}):", *(f"    {line}" for line in inside)]
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
-            lines += [f"        {line}" for line in body]
+            lines += [f"        {line}" for line in (*ahead, *body)]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
         elif maxima:  # of four lanes at a time: one would wait for itself at every step
             tops = [f"    {lanes} = {self.context.top(r.args[0].value, lanes)}" for r, lanes in accumulated]
