@@ -6,6 +6,7 @@ import numbers
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index, Row, Scalar
 from xpnn.kernels.normalizers import exp_minus_max
+from xpnn.kernels.reduction import check_reduction
 
 
 @kernel(wrt=("probs",), domain={"probs": "simplex", "target": "simplex"})
@@ -52,8 +53,7 @@ MOST = 2**24  # classes that float32 numbers
 def check_options(kinds, shapes, options, name="cross_entropy"):
     """PyTorch's rules for the arguments of a cross-entropy."""
     reduction, ignore_index, softcap = options["reduction"], options["ignore_index"], options["softcap"]
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'none', 'mean' or 'sum'")
+    check_reduction(name, reduction)
     if options["label_smoothing"] > 1:
         raise ValueError(f"{name}: label_smoothing: got {options['label_smoothing']}, expected at most 1.0")
     if not options["label_smoothing"] > 0:  # as PyTorch does, negative and NaN too

@@ -6,6 +6,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from chosen import few
 from oracles import ORACLES
 
 import xpnn
@@ -20,21 +21,6 @@ VARIANTS = [pytest.param(k, v, id=f"{k.__name__}-{v}") for k in dict.fromkeys(KE
 def test_every_kernel_has_an_oracle() -> None:
     """A kernel without an independent reference is not done."""
     assert {k.__name__ for k in KERNELS} == ORACLES.keys()
-
-
-def few(kernel: Kernel, together: bool = False) -> list[Variant]:
-    """Some of the variants, in which each value of an option occurs (or each set of them), and each way to pass an input."""
-    d = kernel.declaration
-    said = {
-        v: {*(d.options | dict(v.options)).items(), *((n, n in v.optional, n in v.full) for n in d.inputs)}
-        | ({v.options} if together else set())
-        for v in variants(kernel)
-    }
-    missing, chosen = set[object]().union(*said.values()), list[Variant]()
-    while missing:
-        chosen.append(max(said, key=lambda v: len(said[v] & missing)))
-        missing -= said[chosen[-1]]
-    return chosen
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
