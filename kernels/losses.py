@@ -208,12 +208,12 @@ def cross_entropy(
 def cross_entropy_backward(
     xp,
     dloss,
-    dlse,
     logits,
     target,
     weight,
     row_scale,
     divisor,
+    dlse,
     m,
     s,
     *,

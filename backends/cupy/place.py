@@ -12,6 +12,9 @@ from xpnn.backends.phases import DEAR, Phases
 from xpnn.backends.program import Node
 
 
+CROWDED = 3  # values of an element, held or computed on, for which threads are given twice the registers
+
+
 @dataclass
 class Held:
     """What outlasts a phase, and by how much.
@@ -36,6 +39,8 @@ def held(p: Pass, phases: Phases) -> Held:
     for phase in range(phases.last):
         across = [n for n in inputs | result.kept if uses.get(n) and min(uses[n]) <= phase < max(uses[n])]
         result.live = max(result.live, len(across), min(phases.last, 1))
+    if result.live and sum(n.op in DEAR for n in full) > 1:  # two such functions side by side take as much again
+        result.live = max(result.live, CROWDED)
     return result
 
 

@@ -6,7 +6,7 @@ from xpnn.backends.numba.expression import Context, Scalars, Writer
 from xpnn.backends.phases import DEAR, Phases
 from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
-CHUNK = 2048  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
+CHUNK = 512  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
 
 
