@@ -11,7 +11,6 @@ from xpnn.backends.cupy.regime import PACK, Regime
 from xpnn.backends.phases import DEAR, Phases
 from xpnn.backends.program import Node
 
-
 CROWDED = 3  # values of an element, held or computed on, for which threads are given twice the registers
 
 
