@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnn.benchmarks import machine
 from xpnn.benchmarks.cases import Case
-from xpnn.benchmarks.peers import COMPOSED, OURS
+from xpnn.benchmarks.peers import OURS
 from xpnn.benchmarks.run import Result
 
 if TYPE_CHECKING:
@@ -47,39 +47,39 @@ def _three(value: float) -> str:
 
 def table(results: Sequence[Result]) -> Table:
     """Every measured case a row; a ratio above 1 is how many times faster fused xpnn is, below 1 it is slower."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     measured = [r for r in results if r.timings]
     rivals = _rivals(measured)
-    shown = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", caption_style="dim")
-    shown.add_column("case", no_wrap=True)
-    for heading in ("size", "time", "GB/s", "% of limit"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for name in rivals:
-        shown.add_column(f"× {name}", justify="right", no_wrap=True)
-    shown.add_column("memory", justify="right", no_wrap=True)
-    shown.add_column("composed", justify="right", no_wrap=True)
-    reporting = [name for name in rivals if name != COMPOSED and any(r.memory.get(name) for r in measured)]
-    for name in reporting:
-        shown.add_column(name, justify="right", no_wrap=True)
-    previous = ""
+    rows = []
     for r in measured:
-        seconds = r.timings[OURS].seconds
-        share = f"{100 * r.timings[r.limit].seconds / seconds:.0f} %"
-        ratios = [_ratio(r.ratio(name)) for name in rivals]
-        shown.add_row(
-            "" if label(r.case) == previous else label(r.case),
-            r.case.size,
-            duration(seconds),
-            _three(r.case.bytes / seconds / 1e9),
-            f"product {share}" if r.case.is_product else share,
-            *(Text(text, style=style) for text, style in ratios),
-            amount(r.memory[OURS]),
-            amount(r.memory[COMPOSED]),
-            *(amount(r.memory.get(name)) for name in reporting),
-        )
+        seconds, limit = r.timings[OURS].seconds, r.timings[r.limit].seconds
+        ratios = [Text(text, style=style) for text, style in (_ratio(r.ratio(name)) for name in rivals)]
+        speed = _three(r.case.bytes / seconds / 1e9)
+        rows.append((r, [duration(seconds), speed, duration(limit), f"{100 * limit / seconds:.0f} %", *ratios]))
+    return _table(["time", "GB/s", "limit", "% of\nlimit", *(f"×\n{name}" for name in rivals)], rows, CAPTION)
+
+
+def memory(results: Sequence[Result]) -> Table:
+    """What every case allocates at its peak beyond inputs and results, and what its rivals do."""
+    measured = [r for r in results if r.timings]
+    names = [OURS, *(name for name in _rivals(measured) if any(r.memory.get(name) for r in measured))]
+    rows = [(r, [amount(r.memory.get(name)) for name in names]) for r in measured]
+    return _table(names, rows, MEMORY)
+
+
+def _table(headings: Sequence[str], rows: Iterable[tuple[Result, Sequence[Any]]], caption: str) -> Table:
+    """A table of cases; each kernel, direction and dtype is named once."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="dim")
+    shown.add_column("case", no_wrap=True)
+    for heading in ("size", *headings):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    previous = ""
+    for r, cells in rows:
+        shown.add_row("" if label(r.case) == previous else label(r.case), r.case.size, *cells)
         previous = label(r.case)
     return shown
 
@@ -90,9 +90,12 @@ def label(case: Case) -> str:
 
 
 CAPTION = (
-    "time: median of one call. GB/s: each array once. % of limit: of a copy of as many bytes, measured beside it; of "
-    "the bare matrix products for a layer.\n× NAME: its time over ours, below 1 where we lose. memory, composed: peak "
-    "bytes beyond inputs and results, of xpnn and of its formula composed on NumPy; then other libraries', by resident memory."
+    "time: median of one call. GB/s: each array once. limit: a copy of as many bytes, measured beside it; for a layer its bare "
+    "matrix products.\n× NAME: its time over ours, below 1 where we lose."
+)
+MEMORY = (
+    "peak bytes beyond inputs and results; numpy is the formula composed on NumPy; other libraries by the process's resident "
+    "memory, where that tells."
 )
 
 

@@ -39,7 +39,7 @@ def table(name: str, document: dict, source: str) -> str:
     named = ", ".join(f"{n} {versions[n]}" for n in ("numpy", "numba", "torch", "jax") if n in versions)
     where = f"{machine['cpu']} ({machine['architecture']}), {machine['threads']} threads, {named}"
     when = f"{document['date'][:10]}, commit `{(machine['commit'] or 'unknown')[:12]}`"
-    memory = [n for n in (OURS, *rivals) if name == "large" and any(c["timings"].get(n, {}).get("extra_bytes") for c in cases)]
+    memory = (OURS, "torch", "torch chunked") if name == "large" else ()
     headings = ["case", "size", "xpnn", "GB/s", "of the limit", *(f"× {n}" for n in rivals), *(f"memory, {n}" for n in memory)]
     lines = [
         f"{where}; {', '.join(sorted({c['dtype'] for c in cases}))}; {when}. All cases: [{source}]({source}).",
@@ -69,7 +69,7 @@ def _ratio(case: dict, rival: str) -> float | None:
 
 def _losses(cases: list[dict], rival: str) -> str:
     """How many cases of all are faster, and which are not."""
-    ratios = {c["case"].rsplit(" ", 1)[0]: r for c in cases if (r := _ratio(c, rival)) is not None}
+    ratios = {c["case"].removesuffix(" float32"): r for c in cases if (r := _ratio(c, rival)) is not None}
     lost = [f"{name} ({ratio:.2f})" for name, ratio in ratios.items() if ratio < 1]
     text = f"- Against {rival}, xpnn is faster in {len(ratios) - len(lost)} of {len(ratios)} cases"
     return text + (f"; slower in {', '.join(lost)}." if lost else ".")

@@ -122,6 +122,7 @@ def bench(
     if to != "-":
         console = _console()
         console.print(report.table(results))
+        console.print(report.memory(results))
         for line in report.summary(results):
             console.print(line, style="yellow" if "slower" in line or "not measured" in line else "", highlight=False)
         if load > BUSY:
