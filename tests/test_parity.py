@@ -42,13 +42,13 @@ def test_parity(kernel: Kernel, dtype: str) -> None:
 def test_parity_of_cuda_kernels(kernel: Kernel, dtype: str, record_property: Callable[[str, object], None]) -> None:
     """The same for CUDA kernels, on a GPU or on the CPU in its place.
 
-    They are emitted from the programs that the test above goes through, so few variants are enough, and beyond float32 two:
-    one with what is off by default, one with the most that is not.
+    They are emitted from the programs that the test above goes through, so few variants are enough, and beyond float32 the
+    one with most.
     """
     if (state := host.state()) not in ("GPU", "host"):
         pytest.skip(state)
-    rows = list(parity_rows([kernel], ["cupy"], [dtype], lambda k: few(k) if dtype == "float32" else few(k)[:2]))
-    assert len(rows) >= 3
+    rows = list(parity_rows([kernel], ["cupy"], [dtype], lambda k: few(k) if dtype == "float32" else few(k)[:1]))
+    assert len(rows) >= 2
     assert [row for row in rows if row["verdict"] != "ok"] == []
     record_property("cuda parity", f"{kernel.__name__} {dtype} {len(rows)} {state}")
 
