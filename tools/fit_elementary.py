@@ -97,6 +97,9 @@ def print_coefficients() -> None:
         # exp(r) = 1 + r + r^2 q(r)
         tail = fit(lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, exp_degree, dtype)
         show("exp", dtype, [1.0, 1.0, *tail])
+        if dtype is np.float32:  # the same on a sixteenth of the range
+            tail = fit(lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half / 16, half / 16, 1, dtype)
+            show("exp_short", dtype, [1.0, *tail])
         if dtype is np.float32:  # log(1 + f) = f + f^2 q(f)
             show("log1p", dtype, fit(lambda f: (mp.log1p(f) - f) / f**2, lambda f: f**2 / mp.log1p(f),
                                      mp.sqrt(0.5) - 1, mp.sqrt(2) - 1, log1p_degree, dtype))  # fmt: skip
@@ -217,7 +220,7 @@ def check_special(name: str, function: Function, dtype: type) -> None:
     inf, nan, tiny = np.inf, np.nan, limits.smallest_subnormal
     low, high = np.log(limits.smallest_normal), np.log(limits.max)
     pairs = {
-        "exp_nonpositive": [(0.0, 1.0), (-0.0, 1.0), (-inf, 0.0), (nan, nan), (low * 1.0001, 0.0), (limits.min, 0.0)],
+        "exp_nonpositive": [(0.0, 1.0), (-0.0, 1.0), (-inf, 0.0), (nan, nan), (low * 1.01, 0.0), (limits.min, 0.0)],
         "expm1": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, -limits.smallest_normal, inf, nan)]
         + [(-inf, -1.0), (limits.min, -1.0), (-50.0, -1.0), (high * 1.0001, inf), (limits.max, inf)],
         "log": [(0.0, -inf), (-0.0, -inf), (-1.0, nan), (-tiny, nan), (-inf, nan), (inf, inf), (nan, nan), (1.0, 0.0)],
@@ -227,6 +230,9 @@ def check_special(name: str, function: Function, dtype: type) -> None:
         + [(inf, 1.0), (-inf, -1.0), (limits.max, 1.0), (-50.0, -1.0)],
     }
     pairs["exp"] = [*pairs["exp_nonpositive"], (inf, inf), (high * 1.0001, inf), (limits.max, inf)]
+    if "exp" in name and name != "expm1":  # below the smallest normal number results are between 0 and it
+        between = function(np.linspace(low * 1.01, low * 1.00001, 1000, dtype=dtype))
+        assert ((between >= 0) & (between < limits.smallest_normal)).all(), (name, dtype, between)
     x, expected = np.array(pairs[name], dtype=dtype).T.copy()
     result = function(x)
     same = ((result == expected) & (np.signbit(result) == np.signbit(expected))) | (np.isnan(result) & np.isnan(expected))

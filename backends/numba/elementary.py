@@ -7,11 +7,15 @@ Numba adds the fastmath flags of a caller to these operations too: `contract`, `
 multiply-add).
 """
 
+import functools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Union
 
+import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 
 LN2 = math.log(2)
@@ -27,6 +31,7 @@ class _Format:
     tanh_limit: float  # tanh rounds to 1 from here on
     ln2: tuple[float, float]  # the high part is short: its product with an exponent is exact, fused or not
     exp: tuple[float, ...]
+    exp_short: tuple[float, ...]
     log1p: tuple[float, ...]
     tanh_near: tuple[float, ...]
     tanh_far: tuple[float, ...]
@@ -49,6 +54,7 @@ _FLOAT = _Format(
     tanh_limit=10.0,
     ln2=(0.69314575, 1.4286068e-06),
     exp=(1.0, 1.0, 0.49999994, 0.16666521, 0.04166839, 0.008368716, 0.0013814588),
+    exp_short=(1.0, 0.50001615, 0.16666718),
     log1p=(
         -0.49999988, 0.33333325, -0.25001583, 0.20001975, -0.16609083, 0.14181824, -0.1324298, 0.1290443,
         -0.07621792,
@@ -66,6 +72,7 @@ _DOUBLE = _Format(
         0.0013888888943627828, 0.00019841269506549685, 2.4801493101244676e-05, 2.755758639539226e-06,
         2.7630247536115133e-07, 2.500005567101886e-08,
     ),
+    exp_short=(),
     log1p=(
         0.6666666666666734, 0.3999999999941471, 0.28571428742379895, 0.22222198574033158, 0.18183564279449033,
         0.15314051808710707, 0.14795936525304262,
@@ -142,8 +149,6 @@ class _Value:
     __gt__ = _operator("fcmp_ordered", ">")
     equals = _operator("fcmp_ordered", "==")
     plus_bits = _operator("add")
-    __lshift__ = _operator("shl")
-    __rshift__ = _operator("lshr")
     __and__ = _operator("and_")
     __or__ = _operator("or_")
 
@@ -152,6 +157,16 @@ class _Value:
 
     def __rtruediv__(self, other: float) -> "_Value":
         return _Value(self.builder, self.operand(other)) / self
+
+    def __lshift__(self, bits: int) -> "_Value":
+        return _Value(self.builder, self.builder.shl(self.raw, self._count(bits)))
+
+    def __rshift__(self, bits: int) -> "_Value":
+        return _Value(self.builder, self.builder.lshr(self.raw, self._count(bits)))
+
+    def _count(self, bits: int) -> ir.Constant:
+        """How far every lane is shifted: part of the instruction, so nothing to hold."""
+        return ir.Constant(self.kind, [bits] * self.lanes if self.lanes else bits)
 
     def __abs__(self) -> "_Value":
         return self._intrinsic("fabs")
@@ -231,9 +246,70 @@ def _flush_below_normal(x: _Value) -> _Value:
 
 
 def exp_nonpositive(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """exp of an argument that is <= 0 or NaN, as `exp` and with its errors, without the care for large arguments."""
-    mantissa, shifted = _exp_reduced(_flush_below_normal(_Value(builder, x)))
+    """exp of an argument that is <= 0 or NaN, without `exp`'s care for large arguments.
+
+    The smallest argument whose n is -bias stands for all below it: 2**n then has zero bits, and exp(x) is 0.
+    Worst error 0.91 ULP, by `_exp_by_table` 1.07 ULP (float32); 0.86 ULP (float64).
+    """
+    v = _Value(builder, x)
+    if v.format is _FLOAT and _looks_up() and v.lanes in (0, STEPS):
+        return _exp_by_table(v).raw
+    least = -(v.format.bias - 0.05) * LN2
+    mantissa, shifted = _exp_reduced(v.replace(v < least, least))
     return (mantissa * _power_of_two(shifted)).raw
+
+
+STEPS = 16  # lanes of a register, and so the entries of a table in one
+
+
+@functools.cache
+def _looks_up() -> bool:
+    """Whether the processor finds sixteen floats in a register by sixteen numbers at once, which AVX-512 does."""
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:  # code is not for this one, perhaps
+        return False
+    return bool(llvm.get_host_cpu_features().get("avx512f"))
+
+
+def _exp_by_table(v: _Value) -> _Value:
+    """exp(v) = 2**(n/16) exp(r) for v <= 0, where |r| <= ln 2 / 32: three coefficients instead of six.
+
+    The table holds the bits of 2**(k/16) less k sixteenths of an exponent's unit. n, shifted to sixteenths and added, makes
+    2**(n/16) of the entry k = n mod 16. A lane costs 7 multiplications, and 10 by `_exp_reduced`.
+    """
+    least = -(v.format.bias * LN2)
+    v = v.replace(v < least, least)
+    n, shifted = _round(v, STEPS / LN2, 0)
+    high, low = (part / STEPS for part in v.format.ln2)
+    r = n.fma(-low, n.fma(-high, v))
+    bits = shifted.as_bits()
+    power = _entry(bits).plus_bits(bits << v.format.mantissa - 4).as_float()
+    return power.fma(_polynomial(r, v.format.exp_short) * r, power)
+
+
+def _entry(n: _Value) -> _Value:
+    """The entry n mod 16 of the table of `_exp_by_table`."""
+    module, integer = n.builder.module, ir.IntType(32)
+    name = "xpnn.powers"
+    table = module.globals.get(name)
+    if table is None:
+        kind = ir.ArrayType(integer, STEPS)
+        table = ir.GlobalVariable(module, kind, name)
+        table.linkage = "linkonce_odr"
+        table.global_constant = True
+        table.initializer = ir.Constant(kind, [_float_bits(2 ** (k / STEPS)) - (k << 19) for k in range(STEPS)])
+    if not n.lanes:
+        place = n.builder.gep(table, [integer(0), (n & (STEPS - 1)).raw])
+        return _Value(n.builder, n.builder.load(place))
+    floats, ints = ir.VectorType(ir.FloatType(), STEPS), ir.VectorType(integer, STEPS)
+    entries = n.builder.load(n.builder.bitcast(table, floats.as_pointer()), align=4)
+    name = "llvm.x86.avx512.permvar.sf.512"
+    permute = module.globals.get(name) or ir.Function(module, ir.FunctionType(floats, [floats, ints]), name)
+    return _Value(n.builder, n.builder.call(permute, [entries, n.raw])).as_bits()
+
+
+def _float_bits(value: float) -> int:
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    return int(bits)
 
 
 def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:

@@ -50,7 +50,7 @@ _VOCABULARY = [
 _ROWS = [
     "fetch",
     "row",
-    *(what + half for what in ("at", "load", "put", "store", "top") for half in ("", "_float16", "_bfloat16")),
+    *(what + half for what in ("at", "crest", "load", "put", "store") for half in ("", "_float16", "_bfloat16")),
 ]  # of .rows
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
@@ -100,7 +100,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
 _OURS = re.compile(
     r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|range|"
     + "|".join([*_VOCABULARY, *_ROWS])
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next)|(stage|number|total|sums|kept|t)\d+"
+    + r"|hot|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next)|(stage|number|total|sums|kept|t)\d+"
 )
 
 

@@ -52,9 +52,9 @@ class Context:
     def store(self, name: str, columns: str, value: str) -> str:
         return f"{self._of('store', name)}({name}_i, {columns}, {value})"
 
-    def top(self, name: str, lanes: str) -> str:
-        """Lanes or the maxima of four neighbouring ones, whichever are larger."""
-        return f"{self._of('top', name)}({name}_i, j, {lanes})"
+    def crest(self, name: str, count: str) -> str:
+        """The maxima of the lanes of a row's first columns."""
+        return f"{self._of('crest', name)}({name}_i, {count})"
 
     def pick(self, name: str, row: str, column: str) -> str:
         """One value, or NaN outside the row."""

@@ -232,13 +232,17 @@ class StageWriter(Writer):
             name = self.fresh(r)
             lanes = f"{name}_lanes"
             accumulated.append((r, lanes))
-            if r.op == "row_max":
+            if maxima:
+                lines.append(f"{lanes} = {self.context.crest(r.args[0].value, f'{columns} - {columns} % (4 * W)')}")
+                after.append(f"{name} = peak({lanes})")
+            elif r.op == "row_max":
                 lines.append(f"{lanes} = spread(f(-np.inf))")
                 after.append(f"{name} = peak({lanes})")
             else:
                 lines.append(f"{lanes}_all = spread(f(0.0))")
                 inside.append(f"{lanes} = spread(f(0.0))")
                 after.append(f"{name} = total({lanes}_all)")
+        hot = None if reductions or sums else self._one_hot(stores)
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
         ahead = [f"fetch({name}_next, j)" for name in self.ahead if phase == 1]
         if chunked:
@@ -246,11 +250,16 @@ class StageWriter(Writer):
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in (*ahead, *body)]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
-        elif maxima:  # of four lanes at a time: one would wait for itself at every step
-            tops = [f"    {lanes} = {self.context.top(r.args[0].value, lanes)}" for r, lanes in accumulated]
-            lines += [f"for j in range(0, {columns} - 4 * W + 1, 4 * W):", *tops]
+        elif maxima:
             lines += [f"for j in range({columns} - {columns} % (4 * W), {columns} - W + 1, W):", "    n = W"]
             lines += [f"    {line}" for line in body]
+        elif hot is not None:
+            target = self._operand(hot.args[hot.args[0].op == "columns"], scope)
+            plain = self._column_body(phase, scope | {hot: "False"}, stores, accumulated, sums)
+            lines += [f"hot = {target} // W * W if 0 <= {target} < {columns} else {columns}"]
+            lines += [f"for j in range(0, least({columns} - W + 1, hot), W):", "    n = W", *(f"    {line}" for line in plain)]
+            lines += [f"if hot <= {columns} - W:", "    j, n = hot, W", *(f"    {line}" for line in body)]
+            lines += [f"for j in range(hot + W, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in plain)]
         else:
             lines += [f"for j in range(0, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in body)]
         lines += [f"n = {columns} % W", "if n:", f"    j = {columns} - n"]
@@ -260,6 +269,16 @@ class StageWriter(Writer):
         for r, lanes in accumulated:
             scope[r] = lanes.removesuffix("_lanes")
         return lines + after
+
+    def _one_hot(self, stores: set[Node]) -> Node | None:
+        """The one comparison of column numbers with a row's own, true in one vector of a row: the others do without it."""
+        found = [
+            n
+            for n in dict.fromkeys(n for store in stores for n in self.roots[store])
+            if n.op == "eq" and n.shape == self.stage.shape and any(a.op == "columns" for a in n.args)
+        ]
+        numbers = [a for n in found for a in n.args if a.op != "columns"]
+        return found[0] if len(found) == 1 and all(a.dtype == "int" and a.shape[1] == 1 for a in numbers) else None
 
     def _column_body(
         self,
