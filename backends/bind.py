@@ -66,7 +66,10 @@ def option_value(what: str, name: str, value: Any, default: Any) -> Any:
             raise ValueError(wrong(what, name, value, "an integer of 64 bits"))
     elif isinstance(default, float):
         fits, kind = isinstance(value, numbers.Real) and not isinstance(value, bool), "a number"
-        value = float(value) if fits else value
+        try:
+            value = float(value) if fits else value
+        except OverflowError:
+            raise ValueError(wrong(what, name, "a number too large", "a number that a float can hold")) from None
     elif isinstance(default, str):
         fits, kind = isinstance(value, str), "a string"
     else:

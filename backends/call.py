@@ -41,7 +41,7 @@ from xpnn.backends.prepare import (
     reach,
 )
 from xpnn.backends.program import Shape
-from xpnn.backends.task import OutOfRange
+from xpnn.backends.task import HALF, OutOfRange
 
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
@@ -259,6 +259,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     floats = {n: raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"}
     wide = {n for n in raw if d.is_wide(n, kinds[n] in (Row, Scalar))}  # these do not decide
     found = list(dict.fromkeys(floats[n] for n in floats if n not in wide)) or list(dict.fromkeys(floats.values()))
+    if {dtype_name(t) for t in found} >= HALF:  # neither holds the other
+        one, other = (next(n for n in floats if dtype_name(floats[n]) == half) for half in sorted(HALF))
+        raise TypeError(wrong(what, f"{one} and {other}", f"dtypes {' and '.join(sorted(HALF))}", "one dtype of half precision"))
     dtype = (found[0] if len(found) == 1 else xp.result_type(*found)) if found else _double(xp)
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
     if d.check is not None:
@@ -451,16 +454,13 @@ def value_and_grad(
     bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
-    floats = _float_inputs(call)
-    names = (
-        (wrt,) if isinstance(wrt, str) else wrt if wrt is not None else tuple(n for n in d.default_wrt or floats if n in floats)
-    )
-    for n in names:
-        if n not in floats:
-            raise ValueError(wrong(what, "wrt", repr(n), f"floating inputs that were passed: {', '.join(floats)}"))
+    names = _differentiated(call, wrt)
     gradients = tuple("d" + n for n in names)
     made = made_by(call)
     ready = call.prepared((*made, *gradients))
+    if without := [n for n in names if "d" + n not in ready.shapes]:
+        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
+        raise ValueError(wrong(what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
     size = {"R": call.frame.rows, "C": call.frame.columns}
     shape = ready.shapes[d.outputs[0]]
     if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
@@ -471,12 +471,30 @@ def value_and_grad(
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
         remember(call, "value_and_grad", args, (*made, *gradients), gradients)
-    for n in names:
-        if "d" + n not in results:
-            raise ValueError(wrong(what, "wrt", repr(n), f"one with a gradient: {', '.join(d.default_wrt or floats)}"))
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return single(tuple(results[n] for n in made)), found[0] if alone else found
+
+
+def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The inputs that `value_and_grad` differentiates by: those asked for, or the usual ones."""
+    d, what, floats = call.kernel.declaration, call.what, _float_inputs(call)
+    if wrt is None:
+        usual = [n for n in d.default_wrt or d.inputs if n in call.raw and (d.default_wrt or n in floats)]
+        for n in usual or d.inputs:
+            if n not in floats:  # or the gradients returned would be fewer than those expected
+                got = f"dtype {dtype_name(call.raw[n].dtype)}"
+                raise TypeError(wrong(what, n, got, "floating numbers, to differentiate by; for the value alone, call the kernel"))
+        return tuple(usual)
+    names = (wrt,) if isinstance(wrt, str) else wrt
+    if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
+        raise TypeError(wrong(what, "wrt", repr(wrt), "the name of an input, or a tuple of names"))
+    for n in names:
+        if n not in floats:
+            raise ValueError(wrong(what, "wrt", repr(n), f"floating inputs that were passed: {', '.join(floats)}"))
+    if len(set(names)) < len(names):
+        raise ValueError(wrong(what, "wrt", repr(wrt), "each name once"))
+    return tuple(names)
 
 
 def explain(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

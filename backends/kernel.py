@@ -221,9 +221,9 @@ class Backward:
         extra = [p(n, p.KEYWORD_ONLY, default=None) for n in d.inputs if n not in d.backward_parameters]
         options = [p(n, p.KEYWORD_ONLY, default=v) for n, v in d.options.items()]
         axis = [p("axis", p.KEYWORD_ONLY, default=-1)] if self._kernel.has_axis else []
-        arrays = [
-            a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in d.cotangents() else None) for a in arrays
-        ]
+        needed = [a.name for a in arrays if a.name in d.cotangents()][:1]  # others may be left out, for zero
+        needed = needed if arrays[0].name in needed else []
+        arrays = [a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in needed else None) for a in arrays]
         return inspect.Signature([*arrays, *extra, *options, *axis, p("out", p.KEYWORD_ONLY, default=None)])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

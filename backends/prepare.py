@@ -236,6 +236,9 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
             merged[n] = option_value(what, n, v, d.options[n])
         else:
             raise TypeError(f"{what}: got an unexpected option {n!r}")
+    if d.check is not None:
+        shapes = {Full: (2, 3), Row: (2,), Column: (3,), Scalar: (), Index: (2,), Matrix: (3, 3)}
+        d.check({n: kind for n, (kind, _) in given.items()}, {n: shapes[kind] for n, (kind, _) in given.items()}, merged)
     gradients = tuple("d" + n for n, (kind, kind_dtype) in given.items() if kind_dtype == "float")
     made = tuple(n for n in d.outputs if n in prepare_shapes(kernel, given, merged))
     if direction == "forward":
@@ -259,6 +262,8 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
 def warmup(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any]) -> None:
     """`k.warmup(...)`."""
     ready = example_task(kernel, dtype, direction, options, backend="numba")
+    if direction == "value_and_grad" and ready.shapes[kernel.declaration.outputs[0]] != (1, 1):
+        raise ValueError(wrong(f"{kernel.__name__}.warmup", "the result", "more than one number", "one number"))
     if kernel.declaration.driver is None:
         return
     arrays = {}  # what a driver runs is compiled when it is first run: on one element

@@ -1,7 +1,7 @@
 """Cross-entropy: of probabilities as the notes derive it, and of logits, fused with softmax."""
 
-import math
 import numbers
+import sys
 
 from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column, Full, Index, Row, Scalar
@@ -61,7 +61,7 @@ def check_options(kinds, shapes, options, name="cross_entropy"):
     if softcap is not None:
         if isinstance(softcap, bool) or not isinstance(softcap, numbers.Real) or not softcap > 0:
             raise ValueError(f"{name}: softcap: got {softcap!r}, expected a positive number or None")
-        options["softcap"] = None if softcap == math.inf else float(softcap)
+        options["softcap"] = None if softcap > sys.float_info.max else float(softcap)
     if (options["return_argmax"] or options["return_accuracy"]) and max(shapes["logits"], default=1) > MOST:
         raise ValueError(f"{name}: logits: got shape {shapes['logits']}, expected at most {MOST} classes for an argmax")
     if kinds["target"] is Full:

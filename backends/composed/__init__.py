@@ -24,6 +24,11 @@ class Shim:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._xp, name)
 
+    @property
+    def _integer(self) -> Any:
+        """The library's usual integers: 64 bits, or 32 for JAX where it was not told otherwise."""
+        return self._xp.asarray(0, device=self._device).dtype
+
     def arange(self, stop: int) -> Any:
         return self._xp.arange(stop, device=self._device)
 
@@ -31,13 +36,13 @@ class Shim:
         """The first column that holds the row's maximum, or NaN, in every library."""
         xp = self._xp
         found = (x == xp.max(x, axis=axis, keepdims=keepdims)) | xp.isnan(x)
-        return xp.argmax(xp.astype(found, xp.int64), axis=axis, keepdims=keepdims)
+        return xp.argmax(xp.astype(found, self._integer), axis=axis, keepdims=keepdims)
 
     def take_along_axis(self, x: Any, index: Any, *, axis: int = -1) -> Any:
         """One value of each row, `x[i, index[i, 0]]`; NaN where the index lies outside."""
         xp = self._xp
         rows, columns = x.shape
-        return self._gather(x, index, columns, columns * xp.arange(rows, dtype=xp.int64, device=self._device))
+        return self._gather(x, index, columns, columns * xp.arange(rows, dtype=self._integer, device=self._device))
 
     def take(self, x: Any, index: Any, *, axis: int = -1) -> Any:
         """A column's value for each row, `x[0, index[i, 0]]`; NaN where the index lies outside."""
@@ -46,7 +51,7 @@ class Shim:
     def _gather(self, x: Any, index: Any, columns: int, starts: Any) -> Any:
         """The elements of `x` that lie `index` after `starts`, or NaN."""
         xp = self._xp
-        index = xp.astype(index, xp.int64)
+        index = xp.astype(index, self._integer)
         inside = (index >= 0) & (index < columns)
         safe = xp.where(inside, index, xp.zeros_like(index))[:, 0]
         taken = xp.reshape(xp.take(xp.reshape(x, (-1,)), safe + starts, axis=0), (-1, 1))

@@ -48,9 +48,14 @@ _VOCABULARY = [
     "where",
 ]  # of xpnn.backends.numba.lanes
 _ROWS = [
+    "apart",
+    "cut",
     "fetch",
+    "fetch_to_write",
+    "room",
     "row",
-    *(what + half for what in ("at", "crest", "load", "put", "store") for half in ("", "_float16", "_bfloat16")),
+    "settle",
+    *(what + half for what in ("at", "crest", "load", "put", "store", "stream") for half in ("", "_float16", "_bfloat16")),
 ]  # of .rows
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
@@ -86,7 +91,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
     plan = stages(renamed)
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
     writers = [StageWriter(context, stage, f"stage{k}", sums) for k, stage in enumerate(plan)]
-    functions = ["\n".join(lines) for lines in (*(w.write() for w in writers), _call(context, writers, sums))]
+    functions = ["\n".join(lines) for lines in (*(f for w in writers for f in w.write()), _call(context, writers, sums))]
     text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
     nodes = walk(program.outputs.values())
     work = 1 + 8 * sum(n.op in DEAR for n in nodes) + sum(n.op == "div" for n in nodes)
@@ -98,9 +103,9 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
 
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
-    r"[bfijnCRW]|np|njit|types|real|runner|threads|call|launch|signature|first|last|blocks?|start|stop|pieces|range|"
+    r"[bfijnCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
     + "|".join([*_VOCABULARY, *_ROWS])
-    + r"|hot|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next)|(stage|number|total|sums|kept|t)\d+"
+    + r"|hot|whole|rest|pending|streamed|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish)|(stage|number|total|sums|kept|t)\d+"
 )
 
 
@@ -134,6 +139,7 @@ def _header(context: Context, banner: str, body: str) -> str:
     for module, names in (("lanes", _VOCABULARY), ("rows", _ROWS)):
         if used := sorted(n for n in names if re.search(rf"\b{n}\(", body)):
             imports.append(f"from xpnn.backends.numba.{module} import {', '.join(used)}")
+    launching = [n for n in ("invoke", "launch", "signature") if re.search(rf"\b{n}\(", body)]
     return "\n".join(
         [
             f'"""{banner}',
@@ -144,7 +150,7 @@ def _header(context: Context, banner: str, body: str) -> str:
             "import numpy as np",
             "from numba import njit, types",
             "",
-            *sorted([*imports, "from xpnn.backends.numba.launch import launch, signature"]),
+            *sorted([*imports, f"from xpnn.backends.numba.launch import {', '.join(launching)}"]),
             "",
             f"f, real = np.{context.dtype}, types.{context.dtype}",
             f"W = {16 if context.dtype == 'float32' else 8}  # lanes",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from xpnn.backends.program import Extent, Node, Program
 
 _INFIX = {
@@ -45,12 +47,20 @@ class Context:
         """The variable that holds an extent."""
         return "1" if symbol == 1 else symbol.replace(".", "_")
 
+    def size(self, name: str) -> int:
+        """Bytes of a floating value of an array."""
+        return 2 if name in self.halves else np.dtype(self.dtype).itemsize
+
     def load(self, name: str, columns: str) -> str:
         """Lanes of an array's row; `columns` says which."""
         return f"{self._of('load', name)}({name}_i, {columns})"
 
     def store(self, name: str, columns: str, value: str) -> str:
         return f"{self._of('store', name)}({name}_i, {columns}, {value})"
+
+    def stream(self, name: str, columns: str, value: str) -> str:
+        """Whole lanes of an array's row; around the caches if `streamed`."""
+        return f"{self._of('stream', name)}({name}_i, {columns}, {value}, streamed)"
 
     def crest(self, name: str, count: str) -> str:
         """The maxima of the lanes of a row's first columns."""

@@ -7,10 +7,11 @@ machine code. `RUNNER` is the runner's source, kept in the cache folder like eve
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, compiler, types
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
@@ -58,11 +59,44 @@ def call_blocks(typingctx: Any, function: Any, arguments: Any, first: Any, last:
 
 
 @intrinsic
+def invoke(typingctx: Any, function: Any, arguments: Any) -> Any:
+    """Call `function(*arguments)` without a copy of it where it is called: it is compiled once, wherever it is called from."""
+    wanted = tuple(arguments.types)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values = [builder.extract_value(args[1], k) for k in range(len(wanted))]
+        _call(context, builder, function, wanted, values, attrs=("noinline",))
+        return context.get_dummy_value()
+
+    return types.void(function, arguments), lower
+
+
+def _call(context: Any, builder: Any, function: Any, wanted: tuple[Any, ...], values: list[Any], **how: Any) -> None:
+    """Call an emitted function, which is compiled as a part of the module that calls it.
+
+    Left to itself Numba makes machine code of it first, then of the caller with all that it calls, and so on outwards.
+    """
+    library = context.active_code_library
+    parts = _PARTS.setdefault(library, {})
+    key = function.dispatcher, wanted
+    if key not in parts:
+        flags = compiler.Flags()
+        flags.nrt = flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        flags.error_model = "numpy"
+        pyfunc = function.dispatcher.py_func
+        made = compiler.compile_internal(context.typing_context, context, library, pyfunc, wanted, types.void, flags, {})
+        parts[key] = made.fndesc
+    callee = context.declare_function(builder.module, parts[key])
+    context.call_conv.call_function(builder, callee, types.void, wanted, values, **how)
+
+
+_PARTS: Any = weakref.WeakKeyDictionary()  # by library, what was compiled into it
+
+
+@intrinsic
 def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any, threads: Any) -> Any:
     """Run `stage(*arguments, first, last)` over all blocks: here, or for several threads by the runner at an address."""
     wanted = (*arguments.types, types.intp, types.intp)
-    stage.dispatcher.compile(wanted)
-    compiled = stage.dispatcher.overloads[wanted]
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         slot = cgutils.alloca_once_value(builder, args[2])
@@ -76,9 +110,7 @@ def launch(typingctx: Any, runner: Any, stage: Any, arguments: Any, blocks: Any,
         inner = ir.IRBuilder(trampoline.append_basic_block())
         packed = inner.load(inner.inttoptr(trampoline.args[0], slot.type))
         unpacked = [inner.extract_value(packed, k) for k in range(len(arguments))]
-        function = context.declare_function(inner.module, compiled.fndesc)
-        context.active_code_library.add_linking_library(compiled.library)
-        context.call_conv.call_function(inner, function, types.void, wanted, [*unpacked, *trampoline.args[1:]])
+        _call(context, inner, stage, wanted, [*unpacked, *trampoline.args[1:]])
         inner.ret_void()
 
         where = builder.ptrtoint(slot, _I64)

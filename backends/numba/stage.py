@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from xpnn.backends.numba.expression import Context, Scalars, Writer
 from xpnn.backends.phases import DEAR, Phases
 from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
 CHUNK = 512  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
 BLOCK = 4096  # elements that one block holds, or one row
+MEANWHILE = "meanwhile"  # stands for what is done of the row before after each chunk
+STREAMED = 3 << 23, 3 << 10  # bytes of a result, and of its rows, from which it is written around the caches
 
 
 class StageWriter(Writer):
@@ -33,6 +38,9 @@ class StageWriter(Writer):
         self.scratch: list[str] = []
         self._plan_kept()
         self._plan_unsafe()
+        self.streamed = self._plan_streamed()
+        self.waits = bool(self.streamed) and phases.last >= 2
+        self.functions: list[list[str]] = []
 
     # -- planning
 
@@ -62,6 +70,22 @@ class StageWriter(Writer):
                 if store.shape != self.stage.shape or n.shape != store.shape or first < last.get(n, 0):
                     self.context.unsafe.add((name, n.value))
 
+    def _plan_streamed(self) -> str:
+        """The output, if any, that may be written around the caches: the only one of the last phase, which only stores.
+
+        Where rows have three phases, the last one then waits for the next row's second, and is done along with it: one
+        computes while the other writes.
+        """
+        last = self.phases.last
+        late = [s for s in self.stage.stores if self.level[s] == last and s.shape[1] != 1]
+        if len(late) != 1 or late[0].shape != self.stage.shape or late[0].dtype != "float":
+            return ""
+        if self.is_map:
+            return self.output[late[0]] if len(self.stage.stores) == 1 else ""
+        sums = any(s.op == "column_sum" and self.phases.target_level(s) == last for s in self.stage.sums)
+        before = any(r.op == "row_sum" and self.level[r] == last for r in self.phases.reductions)
+        return self.output[late[0]] if before and not sums else ""
+
     # -- the stage function
 
     def parameters(self) -> list[str]:
@@ -72,7 +96,7 @@ class StageWriter(Writer):
         result += [f"{self.sums[s]}_parts" for s in self.stage.sums]
         result += [self.scalar_name(n) for n in self.outer_scalars()]
         result += [self.context.extent(e) for e in self.context.extents]
-        return [*dict.fromkeys(result), "block"]
+        return [*dict.fromkeys(result), "block", *(["streamed"] if self.streamed else [])]
 
     def outer_scalars(self) -> list[Node]:
         """Numbers that are computed before the stage: those that the rows use directly."""
@@ -105,8 +129,13 @@ class StageWriter(Writer):
         else:
             lines += [f"block = {BLOCK} // {columns} + 1", f"blocks = ({rows} + block - 1) // block"]
         for s in self.stage.sums:
-            extent = f"(blocks, {m.extent(s.shape[1])}), f" if s.op == "column_sum" else "blocks, np.float64"
-            lines.append(f"{self.sums[s]}_parts = np.empty({extent})")
+            extent = f"f(0.0), blocks, {m.extent(s.shape[1])}" if s.op == "column_sum" else "0.0, 1, blocks"
+            lines.append(f"{self.sums[s]}_parts = room({extent})")
+        if self.streamed:
+            whole, one = (size // self.context.size(self.streamed) for size in STREAMED)
+            enough = f"{rows} * {columns} >= {whole} and {columns} >= {one}"
+            over = [n for n, node in self.inputs.items() if node.shape == self.stage.shape]
+            lines.append(f"streamed = {' and '.join([enough, *(f'apart({self.streamed}, {n})' for n in over)])}")
         args = [values.get(name, name) for name in self.parameters()]
         joined = ", ".join(args)
         return [*lines, f"launch(runner, {self.name}, ({joined},), blocks, threads)"]
@@ -115,23 +144,25 @@ class StageWriter(Writer):
         """Add up what the blocks left, in their order."""
         name = self.sums[s]
         if s.op == "sum_rows":
-            lines = [f"{name}_all = 0.0", "for b in range(blocks):", f"    {name}_all += {name}_parts[b]"]
+            lines = [f"{name}_all = 0.0", "for b in range(blocks):", f"    {name}_all += {name}_parts[0, b]"]
             return [*lines, f"{name} = {'f' if s.dtype == 'float' else 'np.intp'}({name}_all)"]
         columns = self.context.extent(s.shape[1])
         output = self.context.output_of(s)
         target = self.table(s)
-        lines = [] if output == target else [f"{target} = np.empty((1, {columns}), f)"]
+        lines = [] if output == target else [f"{target} = room(f(0.0), 1, {columns})"]
         narrow: list[str] = []
         if output is not None and output != target:
             narrow = [f"for j in range({columns}):", f"    {self.context.put(output, '0', 'j', f'{target}[0, j]')}"]
         return [
             *lines,
-            f"{name}_all = np.zeros({columns})",
+            f"{name}_all = room(0.0, 1, {columns})",
+            f"for j in range({columns}):",
+            f"    {name}_all[0, j] = 0.0",
             "for b in range(blocks):",
             f"    for j in range({columns}):",
-            f"        {name}_all[j] += {name}_parts[b, j]",
+            f"        {name}_all[0, j] += {name}_parts[b, j]",
             f"for j in range({columns}):",
-            f"    {target}[0, j] = f({name}_all[j])",
+            f"    {target}[0, j] = f({name}_all[0, j])",
             *narrow,
         ]
 
@@ -140,12 +171,19 @@ class StageWriter(Writer):
         output = self.context.output_of(s)
         return output if output is not None and output not in self.context.halves else f"{self.sums[s]}_row"
 
-    def write(self) -> list[str]:
-        head = [
+    def write(self) -> list[list[str]]:
+        """The stage, after the function that it calls, if any."""
+        body = self._map() if self.is_map else self._rows()
+        if self.streamed:
+            body += ["if streamed:", "    settle()"]
+        return [*self.functions, self._function(self.name, [*self.parameters(), "first", "last"], body)]
+
+    def _function(self, name: str, parameters: list[str], body: list[str]) -> list[str]:
+        return [
             '@njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)',
-            f"def {self.name}({', '.join(self.parameters())}, first, last):",
+            f"def {name}({', '.join(parameters)}):",
+            *(f"    {line}" for line in body),
         ]
-        return head + [f"    {line}" for line in (self._map() if self.is_map else self._rows())]
 
     def _row_views(self) -> list[str]:
         """Views of the rows that the column loops run along."""
@@ -170,14 +208,17 @@ class StageWriter(Writer):
                 self._row_value(n, scope, body)
         head = [f"pieces = ({columns} + block - 1) // block", "for b in range(first, last):"]
         inner = ["i = b // pieces", "start = b % pieces * block", f"stop = least({columns}, start + block)"]
-        step = self._column_body(0, scope, set(self.stage.stores), [], [])
-        loop = ["for j in range(start, stop - W + 1, W):", "    n = W", *(f"    {line}" for line in step)]
-        loop += ["n = (stop - start) % W", "if n:", "    j = stop - n", *(f"    {line}" for line in step)]
+        loop = self._store_loop(0, scope, set(self.stage.stores))
         return head + [f"    {line}" for line in (*inner, *self._row_views(), *body, *loop)]
 
     def _rows(self) -> list[str]:
         rows, columns = (self.context.extent(e) for e in self.stage.shape)
-        head = [f"{name}_i = np.empty({columns}, f)" for name in self.scratch]
+        head = [f"{name} = room(f(0.0), 2, {columns})" for name in self.scratch]
+        row, waiting = self._one_row()
+        if self.streamed in self.kept.values():
+            head.append(f"kept_rows = room(f(0.0), 2, {columns} if streamed else 0)")
+        if self.waits:
+            head += ["pending = False", *(f"{n}_before = {first}" for n, first in waiting.items())]
         head.append("for b in range(first, last):")
         inner: list[str] = []
         for s in self.stage.sums:
@@ -190,24 +231,30 @@ class StageWriter(Writer):
                     f"for j in range(0, {columns}, W):",
                     f"    store({name}_b, j, {columns} - j, f(0.0))",
                 ]
-        inner += [f"for i in range(b * block, least({rows}, b * block + block)):"]
-        inner += [f"    {line}" for line in self._one_row()]
+        inner += [f"for i in range(b * block, least({rows}, b * block + block)):", *(f"    {line}" for line in row)]
         for s in self.stage.sums:
             if s.op == "sum_rows":
-                inner.append(f"{self.sums[s]}_parts[b] = {self.sums[s]}")
-        return head + [f"    {line}" for line in inner]
+                inner.append(f"{self.sums[s]}_parts[0, b] = {self.sums[s]}")
+        tail = ["if pending:", f"    {self.finish_last}"] if self.waits else []
+        return head + [f"    {line}" for line in inner] + tail
 
-    def _one_row(self) -> list[str]:
+    def _one_row(self) -> tuple[list[str], dict[str, str]]:
+        """What is done for a row; and the variables, if any, that its last phase needs when it waits, with first values."""
         lines = self._row_views()
+        lines += [f"{name}_i = row({name}, i % 2)" for name in self.scratch]
+        if self.streamed:  # a line that two rows share is written through the caches, and would be waited for
+            lines.append(f"fetch_to_write(row({self.streamed}, least(i + 1, {self.context.extent(self.stage.shape[0])} - 1)), {self.context.extent(self.stage.shape[1])} - 1)")
+        if self.streamed in self.kept.values():
+            lines.append(f"{self.streamed}_kept = row(kept_rows, i % 2) if streamed else {self.streamed}_i")
         scope: dict[Node, str] = {}
-        for phase in range(max(self.level.values(), default=0) + 1):
+        for phase in range(self.phases.last + 1):
             for n in self.nodes:
                 if n.shape[1] == 1 and n.shape[0] != 1 and self.level[n] == phase and n.op not in ROW_REDUCTIONS:
                     self._row_value(n, scope, lines)
             reductions = [n for n in self.nodes if n.op in ROW_REDUCTIONS and self.level[n] == phase + 1]
             stores = {s for s in self.stage.stores if self.level[s] == phase and s.shape[1] != 1}
             sums = [s for s in self.stage.sums if s.op == "column_sum" and self.phases.target_level(s) == phase]
-            if reductions or stores or sums:
+            if (reductions or stores or sums) and not (self.waits and phase == self.phases.last):
                 lines += self._column_loop(phase, scope, reductions, stores, sums)
             for s in self.stage.stores:
                 if self.level[s] == phase and s.shape[1] == 1:
@@ -216,6 +263,57 @@ class StageWriter(Writer):
         for s in self.stage.sums:
             if s.op == "sum_rows":
                 lines.append(f"{self.sums[s]} += {self._operand(s.args[0], scope)}")
+        return self._waiting(lines, scope) if self.waits else (lines, {})
+
+    def _waiting(self, lines: list[str], scope: dict[Node, str]) -> tuple[list[str], dict[str, str]]:
+        """A row's last phase as a function; called at once or, `streamed`, chunk by chunk while the next row is computed."""
+        name = f"{self.name}_finish"
+        columns = self.context.extent(self.stage.shape[1])
+        body = self._store_loop(self.phases.last, scope, {s for s, n in self.output.items() if n == self.streamed})
+        text = "\n".join(body)
+
+        def used(names: Iterable[str]) -> list[str]:
+            return [n for n in dict.fromkeys(names) if re.search(rf"\b{n}\b", text)]
+
+        full = [n for n, node in (*self.inputs.items(), *((o, s) for s, o in self.output.items())) if node.shape[0] != 1]
+        values = {f"{n}_i": f"row({n}, 0)" for n in (*full, *self.scratch)} | {f"{self.streamed}_kept": "row(kept_rows, 0)"}
+        zeros = {"float": "f(0.0)", "int": "0", "bool": "False"}
+        values |= {scope[n]: zeros[n.dtype] for n in scope if n.shape[1] == 1 and n.shape[0] != 1}
+        own = {n: values[n] for n in used(values)}
+        common = used([*self.parameters(), *(f"{n}_i" for n in self.inputs), *(f"{self.table(t)}_i" for t in self.tables)])
+        common = [n for n in common if n not in own]
+        self.functions.append(self._function(name, [*own, *common, "start", "stop"], body))
+
+        def call(start: str, stop: str, suffix: str = "") -> str:
+            return f"invoke({name}, ({', '.join([*(n + suffix for n in own), *common, start, stop])}))"
+
+        self.finish_last = call("0", columns, "_before")
+        at = next(k for k, line in enumerate(lines) if line.strip() == MEANWHILE)
+        lines[at : at + 1] = ["    if pending:", f"        {call('start', f'least({columns}, start + {CHUNK})', '_before')}"]
+        lines += ["if streamed:", *(f"    {n}_before = {n}" for n in own), "    pending = True", "else:"]
+        return [*lines, f"    {call('0', columns)}"], own
+
+    def _store_loop(self, phase: int, scope: dict[Node, str], stores: set[Node]) -> list[str]:
+        """Columns `start` to `stop` of a phase that only stores; if `streamed`, cut where lines of memory begin.
+
+        Odd vectors come apart from whole ones: a row's ends, and the one that holds the column compared with.
+        """
+        hot = self._one_hot(stores)
+        out = self.streamed or self.output[next(iter(stores))]
+        lines = [f"start, whole, rest, stop = cut({out}_i, start, stop, {'streamed' if self.streamed else 'False'})"]
+        # the ends come first: after stores around the caches, one through them waits
+        lines += ["for j, n in ((start, whole - start), (rest, stop - rest)):", "    if n:"]
+        lines += [f"        {line}" for line in self._column_body(phase, dict(scope), stores, [], [])]
+        loops = ["whole, rest"]
+        if hot is not None:
+            target = self._operand(hot.args[hot.args[0].op == "columns"], scope)
+            lines += [f"hot = {target} - ({target} - whole) % W if whole <= {target} < rest else rest", "if hot < rest:", "    j = hot"]
+            lines += [f"    {line}" for line in self._column_body(phase, dict(scope), stores, [], [], whole=True)]
+            loops = ["whole, hot", "hot + W, rest"]
+        for ends in loops:
+            known = scope | ({hot: "False"} if hot else {})
+            lines.append(f"for j in range({ends}, W):")
+            lines += [f"    {line}" for line in self._column_body(phase, known, stores, [], [], whole=True)]
         return lines
 
     def _column_loop(
@@ -242,7 +340,8 @@ class StageWriter(Writer):
                 lines.append(f"{lanes}_all = spread(f(0.0))")
                 inside.append(f"{lanes} = spread(f(0.0))")
                 after.append(f"{name} = total({lanes}_all)")
-        hot = None if reductions or sums else self._one_hot(stores)
+        if not reductions and not sums:
+            return ["start, stop = 0, " + columns, *self._store_loop(phase, scope, stores)]
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
         ahead = [f"fetch({name}_next, j)" for name in self.ahead if phase == 1]
         if chunked:
@@ -250,16 +349,10 @@ class StageWriter(Writer):
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in (*ahead, *body)]
             lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
+            lines += [f"    {MEANWHILE}"] if self.waits and phase == self.phases.last - 1 else []
         elif maxima:
             lines += [f"for j in range({columns} - {columns} % (4 * W), {columns} - W + 1, W):", "    n = W"]
             lines += [f"    {line}" for line in body]
-        elif hot is not None:
-            target = self._operand(hot.args[hot.args[0].op == "columns"], scope)
-            plain = self._column_body(phase, scope | {hot: "False"}, stores, accumulated, sums)
-            lines += [f"hot = {target} // W * W if 0 <= {target} < {columns} else {columns}"]
-            lines += [f"for j in range(0, least({columns} - W + 1, hot), W):", "    n = W", *(f"    {line}" for line in plain)]
-            lines += [f"if hot <= {columns} - W:", "    j, n = hot, W", *(f"    {line}" for line in body)]
-            lines += [f"for j in range(hot + W, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in plain)]
         else:
             lines += [f"for j in range(0, {columns} - W + 1, W):", "    n = W", *(f"    {line}" for line in body)]
         lines += [f"n = {columns} % W", "if n:", f"    j = {columns} - n"]
@@ -287,9 +380,10 @@ class StageWriter(Writer):
         stores: set[Node],
         accumulated: list[tuple[Node, str]],
         sums: list[Node],
+        whole: bool = False,
     ) -> list[str]:
-        """What one step along the columns does, given the values of its row."""
-        lines: list[str] = []
+        """What one step along the columns does, given the values of its row; if `whole`, always with W columns."""
+        lines: list[str] = ["n = W"] if whole else []
         uses = self.phases.uses(self.kept)
 
         def lanes(n: Node) -> str:
@@ -298,7 +392,7 @@ class StageWriter(Writer):
             if n in scope:
                 return scope[n]
             if n in self.kept and phase > min(uses[n]):
-                text, name = f"load({self.kept[n]}_i, j, n)", self.fresh(n)
+                text, name = f"load({self._kept(n)}, j, n)", self.fresh(n)
             elif n.op == "input":
                 text, name = self.context.load(n.value, "j, n"), f"{n.value}_j"
             elif n.op == "column_sum":
@@ -312,7 +406,7 @@ class StageWriter(Writer):
             lines.append(f"{name} = {text}")
             scope[n] = name
             if n in self.kept and phase == min(uses[n]):
-                lines.append(f"store({self.kept[n]}_i, j, n, {name})")
+                lines.append(f"store({self._kept(n)}, j, n, {name})")
             return name
 
         for r, name in accumulated:
@@ -321,13 +415,21 @@ class StageWriter(Writer):
                 lines.append(f"{name} = maximum(keep({value}, n, f(-np.inf)), {name})")
             else:
                 lines.append(f"{name} = {name} + keep({value}, n, f(0.0))")
-        for s in (s for s in self.stage.stores if s in stores):
-            value = lanes(s)
-            lines.append(self.context.store(self.output[s], "j, n", self._cast(s, value)))
-        for s in sums:
+        # everything is read before anything is written: a result may lie over an input, or hold what was kept
+        written = [(s, lanes(s)) for s in self.stage.stores if s in stores]
+        added = [(s, lanes(s.args[0])) for s in sums]
+        for s, value in written:
+            put = self.context.stream if whole and self.output[s] == self.streamed else self.context.store
+            lines.append(put(self.output[s], "j, n", self._cast(s, value)))
+        for s, value in added:
             parts = f"{self.sums[s]}_parts_b"
-            lines.append(f"store({parts}, j, n, load({parts}, j, n) + {lanes(s.args[0])})")
+            lines.append(f"store({parts}, j, n, load({parts}, j, n) + {value})")
         return lines
+
+    def _kept(self, node: Node) -> str:
+        """The row in which a value is kept between phases."""
+        name = self.kept[node]
+        return f"{name}_kept" if name == self.streamed else f"{name}_i"
 
     def _cast(self, node: Node, text: str) -> str:
         return text if node.dtype == "float" else self._as_float(node, text, node.shape[1] != 1)
