@@ -52,6 +52,7 @@ _ROWS = [
     "cut",
     "fetch",
     "fetch_to_write",
+    "hold",
     "room",
     "row",
     "settle",

@@ -1,7 +1,7 @@
 """float16 and bfloat16 as the 16 bits they have in memory: to float32, and back rounded to nearest even.
 
-Everything is LLVM IR for a scalar or a vector alike. Where the processor converts float16 itself, it is left to do so; a
-conversion that it lacks would become a call into a library that is not linked, and crash.
+Everything is LLVM IR for a scalar or a vector alike. Where the processor converts itself, it is left to do so; a conversion
+that it lacks would become a call into a library that is not linked, and crash.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
+from numba.core import cgutils
 
 from xpnn.backends.numba.elementary import held
 
@@ -27,6 +28,22 @@ def converts_float16() -> bool:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
     return bool(llvm.get_host_cpu_features().get("f16c"))
+
+
+@functools.cache
+def rounds_bfloat16() -> bool:
+    """Whether the processor that code is compiled for rounds sixteen floats to bfloat16, all but subnormal ones."""
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+        return False
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx512bf16") and features.get("avx512dq"))
+
+
+class _BrainType(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
 
 
 def _like(value: ir.Value, element: ir.Type) -> ir.Type:
@@ -70,6 +87,34 @@ def widen(builder: Any, name: str, bits: ir.Value) -> ir.Value:
 
 def narrow(builder: Any, name: str, value: ir.Value) -> ir.Value:
     """float32 as 16 bits of a half type, rounded to nearest even; NaN stays NaN."""
+    if name == "bfloat16" and isinstance(value.type, ir.VectorType) and value.type.count == 16 and rounds_bfloat16():
+        return _narrow_by_processor(builder, value)
+    return _narrow(builder, name, value)
+
+
+def _narrow_by_processor(builder: Any, value: ir.Value) -> ir.Value:
+    """bfloat16 by the instruction for it, which takes subnormal numbers for zero: where there is one, by whole numbers."""
+    kind = value.type
+    truths = ir.VectorType(ir.IntType(1), kind.count)
+    function = ir.FunctionType(truths, [kind, ir.IntType(32)])
+    classify = cgutils.get_or_insert_function(builder.module, function, "llvm.x86.avx512.fpclass.ps.512")
+    subnormal = builder.call(classify, [value, ir.IntType(32)(0x20)])
+    some = builder.icmp_unsigned("!=", builder.bitcast(subnormal, ir.IntType(16)), ir.IntType(16)(0))
+    with builder.if_else(some, likely=False) as (exactly, quickly):
+        with exactly:
+            exact = _narrow(builder, "bfloat16", value)
+            exact_block = builder.block
+        with quickly:
+            brain = builder.fptrunc(value, ir.VectorType(_BrainType(), kind.count))
+            quick = builder.bitcast(brain, exact.type)
+            quick_block = builder.block
+    result = builder.phi(exact.type)
+    result.add_incoming(exact, exact_block)
+    result.add_incoming(quick, quick_block)
+    return result
+
+
+def _narrow(builder: Any, name: str, value: ir.Value) -> ir.Value:
     shorts, ints, floats = (_like(value, kind) for kind in (ir.IntType(16), ir.IntType(32), ir.FloatType()))
     if name == "float16" and converts_float16():
         return builder.bitcast(builder.fptrunc(value, _like(value, ir.HalfType())), shorts)

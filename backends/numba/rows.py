@@ -212,6 +212,12 @@ def room(typingctx: Any, like: Any, rows: Any, columns: Any) -> Any:
 
 
 @intrinsic
+def hold(typingctx: Any, values: Any) -> Any:
+    """Nothing; but a matrix of `room` is there until then. Its rows, which `row` gives, do not keep it."""
+    return types.void(values), lambda context, builder, sig, args: context.get_dummy_value()
+
+
+@intrinsic
 def apart(typingctx: Any, a: Any, b: Any) -> Any:
     """Whether two arrays begin at different places."""
 
@@ -287,7 +293,8 @@ def _largest_bits(builder: Any, data: ir.Value, count: ir.Value, lanes: int, nam
     Of negative ones the lowest unsigned number is the largest value; a NaN with a sign is the highest of all.
     """
     kind = ir.VectorType(ir.IntType(16), 2 * lanes)
-    ranks = {"smax": -(1 << 15), "umin": (1 << 16) - 1, "umax": 0}
+    infinity = 0xFC00 if name == "float16" else 0xFF80  # the bits of -inf
+    ranks = {"smax": -(1 << 15), "umin": infinity, "umax": 0}
 
     def ranked(rank: str, a: ir.Value, b: ir.Value) -> ir.Value:
         function = ir.FunctionType(kind, [kind, kind])
@@ -301,7 +308,6 @@ def _largest_bits(builder: Any, data: ir.Value, count: ir.Value, lanes: int, nam
 
     signed, lowest, highest = _along(builder, data, count, kind, 2, [constant(n) for n in ranks.values()], step)
     top = builder.select(builder.icmp_signed(">=", signed, constant(0)), signed, lowest)
-    infinity = 0xFC00 if name == "float16" else 0xFF80
     top = builder.select(builder.icmp_unsigned(">", highest, constant(infinity)), highest, top)
     empty = ir.Constant(kind, ir.Undefined)
     parts = []

@@ -215,7 +215,9 @@ class StageWriter(Writer):
         rows, columns = (self.context.extent(e) for e in self.stage.shape)
         head = [f"{name} = room(f(0.0), 2, {columns})" for name in self.scratch]
         row, waiting = self._one_row()
+        own = list(self.scratch)
         if self.streamed in self.kept.values():
+            own.append("kept_rows")
             head.append(f"kept_rows = room(f(0.0), 2, {columns} if streamed else 0)")
         if self.waits:
             head += ["pending = False", *(f"{n}_before = {first}" for n, first in waiting.items())]
@@ -236,7 +238,7 @@ class StageWriter(Writer):
             if s.op == "sum_rows":
                 inner.append(f"{self.sums[s]}_parts[0, b] = {self.sums[s]}")
         tail = ["if pending:", f"    {self.finish_last}"] if self.waits else []
-        return head + [f"    {line}" for line in inner] + tail
+        return [*head, *(f"    {line}" for line in inner), *tail, *(f"hold({name})" for name in own)]
 
     def _one_row(self) -> tuple[list[str], dict[str, str]]:
         """What is done for a row; and the variables, if any, that its last phase needs when it waits, with first values."""
