@@ -261,7 +261,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     found = list(dict.fromkeys(floats[n] for n in floats if n not in wide)) or list(dict.fromkeys(floats.values()))
     if {dtype_name(t) for t in found} >= HALF:  # neither holds the other
         one, other = (next(n for n in floats if dtype_name(floats[n]) == half) for half in sorted(HALF))
-        raise TypeError(wrong(what, f"{one} and {other}", f"dtypes {' and '.join(sorted(HALF))}", "one dtype of half precision"))
+        raise TypeError(
+            wrong(what, f"{one} and {other}", f"dtypes {' and '.join(sorted(HALF))}", "one dtype of half precision")
+        )
     dtype = (found[0] if len(found) == 1 else xp.result_type(*found)) if found else _double(xp)
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
     if d.check is not None:
@@ -484,7 +486,9 @@ def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str,
         for n in usual or d.inputs:
             if n not in floats:  # or the gradients returned would be fewer than those expected
                 got = f"dtype {dtype_name(call.raw[n].dtype)}"
-                raise TypeError(wrong(what, n, got, "floating numbers, to differentiate by; for the value alone, call the kernel"))
+                raise TypeError(
+                    wrong(what, n, got, "floating numbers, to differentiate by; for the value alone, call the kernel")
+                )
         return tuple(usual)
     names = (wrt,) if isinstance(wrt, str) else wrt
     if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):

@@ -108,8 +108,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         lines.insert(1, "    if out is not None: return None")
     values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
     passed += values
-    lines.append(f"    if size < limit: outside = entry(0, 1, {', '.join(passed)})")
-    lines.append(f"    else: outside = run(size, {', '.join(passed)})")
+    lines.append(f"    if size < limit: outside = (forms[columns > most_short] or form(columns))(0, 1, {', '.join(passed)})")
+    lines.append(f"    else: outside = run(size, columns, {', '.join(passed)})")
     lines.append("    if outside >= 0: return None")
     back = {("R", "C"): "" if as_it_is else ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]", (1, 1): "[0, 0]"}
     returned = {n: made[n] + back[results[n]] for n in wanted}
@@ -119,7 +119,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     scope = {f"{a}_dtype": given.dtype for a, given in zip(arrays.values(), args, strict=True)} | values
     scope |= {f"{r}_dtype": compiled.dtypes[n] for n, r in made.items()}
     scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "uint16": np.uint16}
-    scope |= {"entry": compiled.call, "run": compiled.direct, "limit": compiled.serial_below}
+    scope |= {"forms": compiled.forms, "form": compiled.form, "most_short": compiled.most_short}
+    scope |= {"run": compiled.direct, "limit": compiled.serial_below}
     scope |= {"rectangle": rectangle}
     scope["checked"] = call.kernel._checked
     exec("\n".join(lines), scope)

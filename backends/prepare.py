@@ -265,13 +265,16 @@ def warmup(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any]) 
     if direction == "value_and_grad" and ready.shapes[kernel.declaration.outputs[0]] != (1, 1):
         raise ValueError(wrong(f"{kernel.__name__}.warmup", "the result", "more than one number", "one number"))
     if kernel.declaration.driver is None:
+        ready.execute.warm()  # type: ignore[attr-defined]
         return
-    arrays = {}  # what a driver runs is compiled when it is first run: on one element
-    for name, (kind, _) in ready.job.given.items():
-        wide = dtype in HALF and kernel.declaration.is_wide(name, kind in (Row, Scalar))
-        arrays[name] = np.zeros((1, 1), np.int64 if kind is Index else numpy_dtype("float32" if wide else dtype))
-    with choice.use_backend("numba"):
-        ready.execute(np, arrays, ready.job.numbers, {})
+    for columns in (1, 17):  # what a driver runs is compiled when it is first run: on short rows and on longer ones
+        arrays = {}
+        for name, (kind, _) in ready.job.given.items():
+            wide = dtype in HALF and kernel.declaration.is_wide(name, kind in (Row, Scalar))
+            shape = (columns, 1) if kind is Matrix else (1, columns) if kind in (Column, Wide) else (1, 1)
+            arrays[name] = np.zeros(shape, np.int64 if kind is Index else numpy_dtype("float32" if wide else dtype))
+        with choice.use_backend("numba"):
+            ready.execute(np, arrays, ready.job.numbers, {})
 
 
 def source(kernel: Kernel, backend: str, dtype: str, direction: str, shape: tuple[int, int], options: dict[str, Any]) -> str:

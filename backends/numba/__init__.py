@@ -37,41 +37,57 @@ class Numba:
         return "\n".join(parts)
 
 
-def _emitted(program: Program, dtype: str, wide: Collection[str]) -> Any:
+def _emitted(program: Program, dtype: str, wide: Collection[str], short: bool = False) -> Any:
     from xpnn.backends.numba.emit import emit
 
-    outputs = ", ".join(program.outputs)
-    return emit(program, dtype, wide, f"xpnn: {program.name} ({outputs}), {dtype}. Emitted from this program:")
+    what = f"xpnn: {program.name} ({', '.join(program.outputs)}), {dtype}"
+    return emit(program, dtype, wide, f"{what}{', short rows' if short else ''}. Emitted from this program:", short)
 
 
 class Compiled:
-    """One loop, compiled.
+    """One loop, compiled when it is first called, in one form for short rows and one for others.
 
     `direct` takes canonical arrays with adjacent columns, in the emitted order; half precision as 16-bit integers.
     """
 
     def __init__(self, program: Program, dtype: str, wide: Collection[str]) -> None:
-        from xpnn.backends.numba import cache
-
         self.program = program
         own, computed = numpy_dtype(dtype), np.dtype("float32" if dtype in HALF else dtype)
         kinds = {"float": own, "int": np.dtype(np.int64), "bool": np.dtype(bool)}
         arrays = program.inputs | program.outputs
         self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
         self.emitted = _emitted(program, dtype, wide)
-        self.call = cache.load(program.name, self.emitted.text).call
+        self.most_short = (16 if computed == np.float32 else 8) if self.emitted.across else 0
+        self._emit_short = lambda: _emitted(program, dtype, wide, short=True)
+        self.forms: list[Any] = [None, None]  # for rows of at most `most_short` columns, and for longer ones
         self.serial_below = SERIAL_BELOW // self.emitted.work
         self.unsafe = self.emitted.unsafe
 
-    def direct(self, size: int, *arguments: Any) -> int:
+    def form(self, columns: int) -> Any:
+        """The compiled function for rows of so many columns."""
+        long = columns > self.most_short
+        if self.forms[long] is None:
+            from xpnn.backends.numba import cache
+
+            self.forms[long] = cache.load(self.program.name, (self.emitted if long else self._emit_short()).text).call
+        return self.forms[long]
+
+    def warm(self) -> None:
+        """Compile what was not needed yet."""
+        for columns in {self.most_short, self.most_short + 1}:
+            if columns:
+                self.form(columns)
+
+    def direct(self, size: int, columns: int, *arguments: Any) -> int:
         from xpnn.backends.numba import pool
 
+        call = self.form(columns)
         threads = pool.count() if size >= self.serial_below else 1
         if threads == 1:
-            return int(self.call(0, 1, *arguments))
+            return int(call(0, 1, *arguments))
         address = pool.runner()
         with pool.guard():
-            return int(self.call(address, threads, *arguments))
+            return int(call(address, threads, *arguments))
 
     def __call__(
         self, arrays: Mapping[str, Any], numbers: Mapping[str, Any], out: Mapping[str, Any]
@@ -92,7 +108,9 @@ class Compiled:
                     copies[name] = target
         size = max((a.size for a in (*inputs.values(), *results.values())), default=1)
         values = [numbers[n] for n in e.numbers]
-        outside = self.direct(size, *map(bits, inputs.values()), *map(bits, results.values()), *values)
+        across = inputs[e.across] if e.across in inputs else results[e.across] if e.across else None
+        columns = 1 if across is None else across.shape[1]
+        outside = self.direct(size, columns, *map(bits, inputs.values()), *map(bits, results.values()), *values)
         if outside >= 0:
             name = e.index[outside % 8]
             row = outside // 8
@@ -144,4 +162,12 @@ def compile_program(program: Program, dtype: str, wide: Collection[str]) -> Exec
     """A callable that runs a program's products and loops in order."""
     from xpnn.backends.numba import products
 
-    return executable(program, lambda loop: Compiled(loop, dtype, wide), products.matmul, np.may_share_memory)
+    loops: list[Compiled] = []
+
+    def compile_loop(loop: Program) -> Compiled:
+        loops.append(Compiled(loop, dtype, wide))
+        return loops[-1]
+
+    execute = executable(program, compile_loop, products.matmul, np.may_share_memory)
+    execute.warm = lambda: [loop.warm() for loop in loops]  # type: ignore[attr-defined]
+    return execute

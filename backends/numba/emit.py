@@ -22,42 +22,20 @@ from xpnn.backends.phases import DEAR
 from xpnn.backends.program import Node, Program, stages, substitute, walk
 from xpnn.backends.task import HALF
 
-_VOCABULARY = [
-    "absolute",
-    "columns",
-    "divide",
-    "exp",
-    "expm1",
-    "exp_nonpositive",
-    "keep",
-    "least",
-    "log",
-    "log1p",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "maximum",
-    "minimum",
-    "negative",
-    "peak",
-    "spread",
-    "sqrt",
-    "tanh",
-    "to_float",
-    "total",
-    "where",
-]  # of xpnn.backends.numba.lanes
-_ROWS = [
-    "apart",
-    "cut",
-    "fetch",
-    "fetch_to_write",
-    "hold",
-    "room",
-    "row",
-    "settle",
-    *(what + half for what in ("at", "crest", "load", "put", "store", "stream") for half in ("", "_float16", "_bfloat16")),
-]  # of .rows
+_HALVES = ("", "_float16", "_bfloat16")
+# what emitted code may import from modules of xpnn.backends.numba
+# fmt: off
+_VOCABULARY = {
+    "crest": [f"crest{half}" for half in _HALVES],
+    "lanes": [
+        "absolute", "columns", "divide", "exp", "expm1", "exp_nonpositive", "keep", "least", "log", "log1p", "logical_and",
+        "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh", "to_float", "total",
+        "where",
+    ],
+    "memory": ["apart", "cut", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES)],
+    "rows": ["row", *(n + half for n in ("at", "load", "load_some", "put", "store", "store_some") for half in _HALVES)],
+}
+# fmt: on
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
 
@@ -67,7 +45,8 @@ class Emitted:
     """A module's text, and how to call its `call(runner, threads, *inputs, *outputs, *numbers)`.
 
     `index` is the order in which `call` checks its index inputs: it returns -1, or check number + 8 * row.
-    `unsafe` holds the pairs (output, input) that must not share memory. `work` is the cost per element.
+    `unsafe` holds the pairs (output, input) that must not share memory. `work` is the cost per element. `across` is an array
+    with the columns that rows are reduced along, by whose number a short form or this one is chosen; "" if there is one form.
     """
 
     text: str
@@ -77,10 +56,11 @@ class Emitted:
     index: tuple[str, ...]
     unsafe: frozenset[tuple[str, str]]
     work: int
+    across: str
 
 
-def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Emitted:
-    """Write the module that computes a loop program.
+def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short: bool = False) -> Emitted:
+    """Write the module that computes a loop program; in a short form, for rows of at most W columns.
 
     Half precision is computed in float32; of such a program's arrays, those named in `wide` are stored in float32 too.
     """
@@ -88,7 +68,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
     renamed = _renamed(program, safe)
     arrays = program.inputs | program.outputs
     halves = {safe[n]: dtype for n, node in arrays.items() if dtype in HALF and node.dtype == "float" and n not in wide}
-    context = Context(renamed, "float32" if dtype in HALF else dtype, halves)
+    context = Context(renamed, "float32" if dtype in HALF else dtype, halves, short)
     plan = stages(renamed)
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
     writers = [StageWriter(context, stage, f"stage{k}", sums) for k, stage in enumerate(plan)]
@@ -98,15 +78,18 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str) -> Em
     work = 1 + 8 * sum(n.op in DEAR for n in nodes) + sum(n.op == "div" for n in nodes)
     own = {new: old for old, new in safe.items()}
     unsafe = frozenset((own[a], own[b]) for a, b in context.unsafe)
+    reduced = {w.stage.shape[1] for w in writers if w.phases.reductions}
+    across = next((n for n, node in arrays.items() if reduced == {node.shape[1]}), "")
     p = program
-    return Emitted(text, tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index), unsafe, work)
+    return Emitted(text, tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index), unsafe, work, across)
 
 
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
-    r"[bfijnCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    + "|".join([*_VOCABULARY, *_ROWS])
-    + r"|hot|whole|rest|pending|streamed|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish)|(stage|number|total|sums|kept|t)\d+"
+    r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
+    r"hot|whole|rest|pending|streamed|kept_rows|"
+    + "|".join(name for names in _VOCABULARY.values() for name in names)
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish)|(stage|number|total|sums|kept|t)\d+"
 )
 
 
@@ -137,7 +120,7 @@ def _renamed(program: Program, names: dict[str, str]) -> Program:
 
 def _header(context: Context, banner: str, body: str) -> str:
     imports = []
-    for module, names in (("lanes", _VOCABULARY), ("rows", _ROWS)):
+    for module, names in _VOCABULARY.items():
         if used := sorted(n for n in names if re.search(rf"\b{n}\(", body)):
             imports.append(f"from xpnn.backends.numba.{module} import {', '.join(used)}")
     launching = [n for n in ("invoke", "launch", "signature") if re.search(rf"\b{n}\(", body)]

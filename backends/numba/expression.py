@@ -30,12 +30,13 @@ READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum
 class Context:
     """What the parts of one emitted module share.
 
-    `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `extents` says where each
-    symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share memory.
+    `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `short` whether it is for
+    rows of at most W columns; `extents` says where each symbolic extent is read from; `unsafe` collects (output, input)
+    pairs that must not share memory.
     """
 
-    def __init__(self, program: Program, dtype: str, halves: dict[str, str]) -> None:
-        self.program, self.dtype, self.halves = program, dtype, halves
+    def __init__(self, program: Program, dtype: str, halves: dict[str, str], short: bool) -> None:
+        self.program, self.dtype, self.halves, self.short = program, dtype, halves, short
         self.unsafe: set[tuple[str, str]] = set()
         self.extents: dict[str, str] = {}
         for name, node in (program.inputs | program.outputs).items():
@@ -51,12 +52,12 @@ class Context:
         """Bytes of a floating value of an array."""
         return 2 if name in self.halves else np.dtype(self.dtype).itemsize
 
-    def load(self, name: str, columns: str) -> str:
-        """Lanes of an array's row; `columns` says which."""
-        return f"{self._of('load', name)}({name}_i, {columns})"
+    def load(self, name: str, columns: str, some: bool = False) -> str:
+        """Lanes of an array's row; `columns` says which; `some` if hardly ever all."""
+        return f"{self._of('load_some' if some else 'load', name)}({name}_i, {columns})"
 
-    def store(self, name: str, columns: str, value: str) -> str:
-        return f"{self._of('store', name)}({name}_i, {columns}, {value})"
+    def store(self, name: str, columns: str, value: str, some: bool = False) -> str:
+        return f"{self._of('store_some' if some else 'store', name)}({name}_i, {columns}, {value})"
 
     def stream(self, name: str, columns: str, value: str) -> str:
         """Whole lanes of an array's row; around the caches if `streamed`."""

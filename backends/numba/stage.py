@@ -16,7 +16,10 @@ STREAMED = 3 << 23, 3 << 10  # bytes of a result, and of its rows, from which it
 
 
 class StageWriter(Writer):
-    """One stage: a serial function over blocks `first` to `last` of the grid."""
+    """One stage: a serial function over blocks `first` to `last` of the grid.
+
+    In a short form, for rows of at most W columns, a row is one vector, and what is computed of it stays in registers.
+    """
 
     def __init__(self, context: Context, stage: Stage, name: str, sums: dict[Node, str]) -> None:
         super().__init__(context)
@@ -33,12 +36,14 @@ class StageWriter(Writer):
         # what the first phase reads of a row waits for memory: the second one, which computes, asks for the next row's
         uses = phases.uses()
         wide = [n for n in self.inputs.values() if n.shape == stage.shape and 1 not in n.shape]
-        self.ahead = [n.value for n in wide if 0 in uses.get(n, ()) and phases.last >= 2]
+        self.short = context.short and not self.is_map and stage.shape[1] != 1
+        self.ahead = [n.value for n in wide if 0 in uses.get(n, ()) and phases.last >= 2 and not self.short]
         self.kept: dict[Node, str] = {}
         self.scratch: list[str] = []
-        self._plan_kept()
+        if not self.short:
+            self._plan_kept()
         self._plan_unsafe()
-        self.streamed = self._plan_streamed()
+        self.streamed = "" if self.short else self._plan_streamed()
         self.waits = bool(self.streamed) and phases.last >= 2
         self.functions: list[list[str]] = []
 
@@ -221,6 +226,8 @@ class StageWriter(Writer):
             head.append(f"kept_rows = room(f(0.0), 2, {columns} if streamed else 0)")
         if self.waits:
             head += ["pending = False", *(f"{n}_before = {first}" for n, first in waiting.items())]
+        if self.short:
+            head.append(f"j, n = 0, {columns}")
         head.append("for b in range(first, last):")
         inner: list[str] = []
         for s in self.stage.sums:
@@ -230,8 +237,8 @@ class StageWriter(Writer):
                 name = f"{self.sums[s]}_parts"
                 inner += [
                     f"{name}_b = row({name}, b)",
-                    f"for j in range(0, {columns}, W):",
-                    f"    store({name}_b, j, {columns} - j, f(0.0))",
+                    f"for k in range(0, {columns}, W):",
+                    f"    store({name}_b, k, {columns} - k, f(0.0))",
                 ]
         inner += [f"for i in range(b * block, least({rows}, b * block + block)):", *(f"    {line}" for line in row)]
         for s in self.stage.sums:
@@ -245,7 +252,8 @@ class StageWriter(Writer):
         lines = self._row_views()
         lines += [f"{name}_i = row({name}, i % 2)" for name in self.scratch]
         if self.streamed:  # a line that two rows share is written through the caches, and would be waited for
-            lines.append(f"fetch_to_write(row({self.streamed}, least(i + 1, {self.context.extent(self.stage.shape[0])} - 1)), {self.context.extent(self.stage.shape[1])} - 1)")
+            rows, columns = (self.context.extent(e) for e in self.stage.shape)
+            lines.append(f"fetch_to_write(row({self.streamed}, least(i + 1, {rows} - 1)), {columns} - 1)")
         if self.streamed in self.kept.values():
             lines.append(f"{self.streamed}_kept = row(kept_rows, i % 2) if streamed else {self.streamed}_i")
         scope: dict[Node, str] = {}
@@ -256,7 +264,11 @@ class StageWriter(Writer):
             reductions = [n for n in self.nodes if n.op in ROW_REDUCTIONS and self.level[n] == phase + 1]
             stores = {s for s in self.stage.stores if self.level[s] == phase and s.shape[1] != 1}
             sums = [s for s in self.stage.sums if s.op == "column_sum" and self.phases.target_level(s) == phase]
-            if (reductions or stores or sums) and not (self.waits and phase == self.phases.last):
+            if self.short:
+                found = [(r, self.fresh(r)) for r in reductions]
+                lines += self._column_body(phase, scope, stores, found, sums)
+                scope |= dict(found)
+            elif (reductions or stores or sums) and not (self.waits and phase == self.phases.last):
                 lines += self._column_loop(phase, scope, reductions, stores, sums)
             for s in self.stage.stores:
                 if self.level[s] == phase and s.shape[1] == 1:
@@ -309,7 +321,11 @@ class StageWriter(Writer):
         loops = ["whole, rest"]
         if hot is not None:
             target = self._operand(hot.args[hot.args[0].op == "columns"], scope)
-            lines += [f"hot = {target} - ({target} - whole) % W if whole <= {target} < rest else rest", "if hot < rest:", "    j = hot"]
+            lines += [
+                f"hot = {target} - ({target} - whole) % W if whole <= {target} < rest else rest",
+                "if hot < rest:",
+                "    j = hot",
+            ]
             lines += [f"    {line}" for line in self._column_body(phase, dict(scope), stores, [], [], whole=True)]
             loops = ["whole, hot", "hot + W, rest"]
         for ends in loops:
@@ -396,7 +412,7 @@ class StageWriter(Writer):
             if n in self.kept and phase > min(uses[n]):
                 text, name = f"load({self._kept(n)}, j, n)", self.fresh(n)
             elif n.op == "input":
-                text, name = self.context.load(n.value, "j, n"), f"{n.value}_j"
+                text, name = self.context.load(n.value, "j, n", self.short), f"{n.value}_j"
             elif n.op == "column_sum":
                 table = self.table(n)
                 text, name = f"load({table}_i, j, n)", f"{table}_j"
@@ -413,7 +429,10 @@ class StageWriter(Writer):
 
         for r, name in accumulated:
             value = lanes(r.args[0])
-            if r.op == "row_max":
+            if self.short:
+                fold, rest = ("peak", "-np.inf") if r.op == "row_max" else ("total", "0.0")
+                lines.append(f"{name} = {fold}(keep({value}, n, f({rest})))")
+            elif r.op == "row_max":
                 lines.append(f"{name} = maximum(keep({value}, n, f(-np.inf)), {name})")
             else:
                 lines.append(f"{name} = {name} + keep({value}, n, f(0.0))")
@@ -421,8 +440,10 @@ class StageWriter(Writer):
         written = [(s, lanes(s)) for s in self.stage.stores if s in stores]
         added = [(s, lanes(s.args[0])) for s in sums]
         for s, value in written:
-            put = self.context.stream if whole and self.output[s] == self.streamed else self.context.store
-            lines.append(put(self.output[s], "j, n", self._cast(s, value)))
+            name, value = self.output[s], self._cast(s, value)
+            streaming = whole and name == self.streamed
+            c = self.context
+            lines.append(c.stream(name, "j, n", value) if streaming else c.store(name, "j, n", value, self.short))
         for s, value in added:
             parts = f"{self.sums[s]}_parts_b"
             lines.append(f"store({parts}, j, n, load({parts}, j, n) + {value})")
