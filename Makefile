@@ -24,10 +24,9 @@ help:  ## this list
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS)  ARGS=$(ARGS)"
 
-bench: $(VENV)/installed  ## what runs here, worst errors, timings: xpnn info, xpnn parity, xpnn bench
+bench: $(VENV)/bench  ## what runs here and how fast, beside what else is installed; a page with charts
 	$(VENV)/bin/xpnn info
-	$(VENV)/bin/xpnn parity
-	$(VENV)/bin/xpnn bench
+	$(VENV)/bin/xpnn bench --peers --html $(VENV)/bench.html $(ARGS)
 
 test: $(VENV)/tests  ## the whole suite, and the doctests of the installed package
 	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn --ignore-glob='*/xpnn/benchmarks/test_*.py'
@@ -82,6 +81,10 @@ $(VENV)/wheel/built: $(sources) $(VENV)/created
 $(VENV)/installed: $(VENV)/wheel/built
 	$(pip) install --force-reinstall --no-deps $(wheel)
 	$(pip) install $(wheel)
+	@touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(pip) install "$(wheel)[bench]"
 	@touch $@
 
 $(VENV)/tests: $(VENV)/installed

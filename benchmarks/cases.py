@@ -19,7 +19,8 @@ from xpnn.backends import prepare
 from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index, Matrix
-from xpnn.backends.program import Program
+from xpnn.backends.phases import DEAR
+from xpnn.backends.program import Node, Program, walk
 from xpnn.backends.task import HALF
 
 SEED = 20240607
@@ -32,9 +33,11 @@ ROWS = (
     ((4096, 10), "a large batch of digits (MNIST)", False),
     ((4096, 100), "CIFAR-100 classes", False),
     ((4096, 1000), "ImageNet classes", True),
+    ((1024, 30522), "BERT vocabulary", False),
     ((2048, 32000), "Llama 2 vocabulary", False),
     ((512, 50257), "GPT-2 vocabulary", False),
     ((512, 128256), "Llama 3 vocabulary", False),
+    ((512, 256000), "Gemma vocabulary", False),
 )
 FLAT = (
     ((2**10,), "one small hidden layer, fits L1", False),
@@ -43,6 +46,7 @@ FLAT = (
     ((2**24,), "4096 × 4096 units, memory", False),
 )
 PRODUCTS = (
+    ((8192, 64, 32), "a recommender's tower", False),
     ((64, 784, 128), "first layer for digits (MNIST)", True),
     ((4096, 784, 128), "the same, large batch", True),
     ((2048, 768, 3072), "feed-forward layer (BERT base)", False),
@@ -127,9 +131,28 @@ class Case:
         """Bytes that must be moved: each array that is read, once, and each result, once."""
         reads = self.program.reads()
         read = [n for name, n in self.program.inputs.items() if name in reads]
-        width = numpy_dtype(self.dtype).itemsize
-        sizes = {"float": width, "int": 8, "bool": 1}
-        return sum(math.prod(self._extents(n.shape)) * sizes[n.dtype] for n in (*read, *self.program.outputs.values()))
+        return sum(self._bytes(n) for n in (*read, *self.program.outputs.values()))
+
+    @functools.cached_property
+    def written(self) -> int:
+        """The part of `bytes` that is written."""
+        return sum(self._bytes(n) for n in self.program.outputs.values())
+
+    def _bytes(self, node: Node) -> int:
+        width = {"float": numpy_dtype(self.dtype).itemsize, "int": 8, "bool": 1}[node.dtype]
+        return math.prod(self._extents(node.shape)) * width
+
+    @functools.cached_property
+    def operations(self) -> dict[str, int]:
+        """How often each function is evaluated that takes far longer than an addition; of a layer, its multiplications."""
+        if self.is_product:
+            products = sum(n.op == "matmul" for n in walk(self.program.outputs.values()))
+            return {"multiply-add": products * math.prod(self.shape)}
+        found: dict[str, int] = {}
+        for n in walk(self.program.outputs.values()):
+            if n.op in DEAR:
+                found[n.op] = found.get(n.op, 0) + math.prod(self._extents(n.shape))
+        return found
 
     def arrays(self) -> dict[str, Array]:
         """The inputs and, as "d" + an output's name, its cotangent; the same numbers whenever it is called."""

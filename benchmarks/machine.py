@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("xpnn", "numpy", "numba", "llvmlite", "tbb", "array-api-compat", "torch", "jax")
+PACKAGES = ("xpnn", "numpy", "numba", "llvmlite", "tbb", "array-api-compat", "scipy", "numexpr", "torch", "jax")
 
 
 def cpu() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ from xpnn.benchmarks.cases import Array, Case
 from xpnn.benchmarks.timing import Contender
 
 OURS, COMPOSED = "xpnn", "numpy"
-PEERS = ("torch", "torch chunked", "torch.compile", "jax.jit")
+PEERS = ("scipy", "numexpr", "torch", "torch chunked", "torch.compile", "jax.jit")
 
 
 class OtherCasesError(LookupError):
@@ -33,8 +34,10 @@ class WrongResultError(AssertionError):
     """A contender computes something else than the fused kernel: a mistake in the benchmark or in the kernel."""
 
 
-def contenders(case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()) -> tuple[dict[str, Contender], list[str]]:
-    """Those who compete in a case, checked against the fused kernel; and why others do not.
+def contenders(
+    case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()
+) -> tuple[dict[str, Contender], dict[str, float], list[str]]:
+    """Those who compete in a case, checked against the fused kernel; the seconds of their first calls; why others do not.
 
     Raises
     ------
@@ -43,23 +46,35 @@ def contenders(case: Case, arrays: dict[str, Array], peers: Iterable[str] = ()) 
     BackendError
         Where the kernel cannot be fused.
     """
-    found = {OURS: _own(case, arrays, "numba"), COMPOSED: _own(case, arrays, "numpy")}
-    notes = []
+    found: dict[str, Contender] = {}
+    first_calls: dict[str, float] = {}
+    makers: dict[str, Callable[[], Contender]] = {
+        OURS: lambda: _own(case, arrays, "numba"),
+        COMPOSED: lambda: _own(case, arrays, "numpy"),
+    }
     for name in peers:
-        make = _torch if name.startswith("torch") else _jax
+        make = {"scipy": _scipy, "numexpr": _numexpr, "jax.jit": _jax}.get(name, _torch)
+        makers[name] = functools.partial(make, case, arrays, name)
+    notes = []
+    for name, maker in makers.items():
+        start = time.perf_counter()
         try:
-            found[name] = make(case, arrays, name)
-            found[name].call()  # compiles
+            contender = maker()
+            with contender.scope():
+                contender.call()  # compiles
         except OtherCasesError:
-            found.pop(name, None)
+            continue
         except Exception as error:  # a library that is missing or that cannot; a wrong result is found below
-            found.pop(name, None)
+            if name in (OURS, COMPOSED):
+                raise
             notes.append(f"{case.group}: {name} not measured: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            continue
+        found[name], first_calls[name] = contender, time.perf_counter() - start
     truth = _values(found[OURS])
     for name, contender in found.items():
         if name != OURS:
             _compare(case, name, truth, _values(contender))
-    return found, notes
+    return found, first_calls, notes
 
 
 def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
@@ -88,6 +103,47 @@ def _buffers(results: Any) -> Any:
         found = tuple(_buffers(r) for r in results)
         return None if all(f is None for f in found) else found
     return results if isinstance(results, np.ndarray) and results.ndim else None
+
+
+# --- NumPy's neighbours ---------------------------------------------------------------------------------------------
+
+
+def _scipy(case: Case, arrays: dict[str, Array], name: str) -> Contender:
+    """SciPy's own functions, forward alone."""
+    special: Any = importlib.import_module("scipy.special")
+    functions: dict[str, Callable[..., Any]] = {
+        "softmax": functools.partial(special.softmax, axis=-1),
+        "log_softmax": functools.partial(special.log_softmax, axis=-1),
+        "logsumexp": functools.partial(special.logsumexp, axis=-1),
+    }
+    (x,) = _alone(case, arrays)
+    if case.kernel is xpnn.sigmoid:
+        return Contender(functools.partial(special.expit, x, out=np.empty_like(x)))
+    if case.kernel.__name__ not in functions:
+        raise OtherCasesError
+    return Contender(functools.partial(_native(functions, case, "SciPy"), x))
+
+
+def _numexpr(case: Case, arrays: dict[str, Array], name: str) -> Contender:
+    """numexpr's compiled expressions, of functions of one argument."""
+    numexpr: Any = importlib.import_module("numexpr")
+    from xpnn.backends.numba import pool
+
+    (x,) = _alone(case, arrays)
+    expressions = {"sigmoid": "1 / (1 + exp(-x))", "tanh": "tanh(x)", "relu": "where(x <= 0, 0, x)", "log": "log(x)"}
+    expression = expressions.get(case.kernel.__name__)
+    if expression is None or case.kernel is not getattr(xpnn, case.kernel.__name__):
+        raise OtherCasesError
+    numexpr.set_num_threads(pool.count())
+    out = np.empty_like(x)
+    return Contender(functools.partial(numexpr.evaluate, expression, {"x": x}, {}, out, casting="same_kind"))
+
+
+def _alone(case: Case, arrays: dict[str, Array]) -> list[Array]:
+    """The one array of a forward call that these libraries can take."""
+    if case.direction != "forward" or len(arrays) != 1 or case.dtype in HALF:
+        raise OtherCasesError
+    return list(arrays.values())
 
 
 # --- other libraries ------------------------------------------------------------------------------------------------

@@ -53,11 +53,12 @@ def table(results: Sequence[Result]) -> Table:
     rivals = _rivals(measured)
     rows = []
     for r in measured:
-        seconds, limit = r.timings[OURS].seconds, r.timings[r.limit].seconds
+        seconds, limit = r.timings[OURS].seconds, r.limit_seconds
         ratios = [Text(text, style=style) for text, style in (_ratio(r.ratio(name)) for name in rivals)]
         speed = _three(r.case.bytes / seconds / 1e9)
-        rows.append((r, [duration(seconds), speed, duration(limit), f"{100 * limit / seconds:.0f} %", *ratios]))
-    return _table(["time", "GB/s", "limit", "% of\nlimit", *(f"×\n{name}" for name in rivals)], rows, CAPTION)
+        bound = {"arithmetic": "exp", "product": "BLAS", "products": "BLAS"}.get(r.limit, "memory")
+        rows.append((r, [duration(seconds), speed, duration(limit), bound, f"{100 * limit / seconds:.0f} %", *ratios]))
+    return _table(["time", "GB/s", "limit", "by", "% of\nlimit", *(f"×\n{name}" for name in rivals)], rows, CAPTION)
 
 
 def memory(results: Sequence[Result]) -> Table:
@@ -90,8 +91,8 @@ def label(case: Case) -> str:
 
 
 CAPTION = (
-    "time: median of one call. GB/s: each array once. limit: a copy of as many bytes, measured beside it; for a layer its bare "
-    "matrix products.\n× NAME: its time over ours, below 1 where we lose."
+    "time: median of one call. GB/s: each array once. limit: what memory or exponentials and their like take alone, whichever\n"
+    "is longer; for a layer its bare matrix products. × NAME: its time over ours, below 1 where we lose."
 )
 MEMORY = (
     "peak bytes beyond inputs and results; numpy is the formula composed on NumPy; other libraries by the process's resident "
@@ -127,12 +128,43 @@ def _notes(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(note for r in results for note in r.notes))
 
 
-def document(results: Sequence[Result], load: float) -> dict[str, Any]:
-    """The run as JSON: where and when, under what load by others, and every case's medians in seconds."""
+def changes(document: dict[str, Any], before: dict[str, Any]) -> Table:
+    """The cases that an earlier run has too, those that became slower first.
+
+    A change counts as one where it is more than a tenth and the quartiles of the two runs lie apart.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    old = {c["case"]: c["timings"][OURS] for c in before["cases"]}
+    pairs = [(c["case"], c["timings"][OURS], old[c["case"]]) for c in document["cases"] if c["case"] in old]
+    shown = Table(
+        box=box.SIMPLE_HEAD, title=f"against {before['date'][:10]}, commit {(before['machine']['commit'] or '?')[:12]}"
+    )
+    for heading in ("case", "before", "now", "× as fast", ""):
+        shown.add_column(heading, justify="left" if heading in ("case", "") else "right", no_wrap=True)
+    for name, now, then in sorted(pairs, key=lambda pair: pair[2]["seconds"] / pair[1]["seconds"]):
+        ratio = then["seconds"] / now["seconds"]
+        slower = ratio < 1 / 1.1 and now["quartiles"][0] > then["quartiles"][1]
+        faster = ratio > 1.1 and now["quartiles"][1] < then["quartiles"][0]
+        verdict = Text("slower", "bold red") if slower else Text("faster", "green") if faster else Text("")
+        shown.add_row(name, duration(then["seconds"]), duration(now["seconds"]), _three(ratio), verdict)
+    if before["machine"]["cpu"] != document["machine"]["cpu"]:
+        shown.caption = f"another processor then: {before['machine']['cpu']}"
+    return shown
+
+
+def document(
+    results: Sequence[Result], load: float, rates: dict[str, float], scaling: dict[str, dict[int, float]]
+) -> dict[str, Any]:
+    """The run as JSON: where and when, under what load by others, what the machine can do, and every case's seconds."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_before": load,
         "machine": machine.describe(),
+        "rates": rates,
+        "scaling": scaling,
         "cases": [_entry(r) for r in results if r.timings],
         "notes": _notes(results),
     }
@@ -149,7 +181,10 @@ def _entry(result: Result) -> dict[str, Any]:
         "dtype": case.dtype,
         "source": case.source,
         "bytes": case.bytes,
+        "written": case.written,
+        "operations": case.operations,
         "limit": result.limit,
+        "limit_seconds": result.limit_seconds,
         "timings": {
             name: {
                 "seconds": t.seconds,
@@ -157,6 +192,7 @@ def _entry(result: Result) -> dict[str, Any]:
                 "samples": t.samples,
                 "calls_per_sample": t.calls_per_sample,
                 **({"extra_bytes": result.memory[name]} if name in result.memory else {}),
+                **({"first_call_seconds": result.first_calls[name]} if name in result.first_calls else {}),
             }
             for name, t in result.timings.items()
         },

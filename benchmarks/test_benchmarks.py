@@ -27,15 +27,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @functools.lru_cache(maxsize=1)  # the contenders of a case follow one another
-def contenders(case: Case, others: tuple[str, ...]) -> tuple[dict[str, Contender], list[str]]:
+def contenders(case: Case, others: tuple[str, ...]) -> tuple[dict[str, Contender], dict[str, float], list[str]]:
     return peers.contenders(case, case.arrays(), others)
 
 
 @pytest.mark.benchmark(max_time=0.2, min_rounds=3, warmup=False)
 def test_case(case: Case, name: str, others: tuple[str, ...], benchmark: Any) -> None:
-    found, notes = contenders(case, others)
+    found, _, notes = contenders(case, others)
     if name not in found:
-        pytest.skip(next(note for note in notes if name in note))
+        pytest.skip(next((note for note in notes if name in note), f"{name} has no function for it"))
     benchmark.group = case.name
     benchmark.extra_info.update(bytes=case.bytes, source=case.source)
     with found[name].scope():

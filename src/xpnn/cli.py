@@ -73,12 +73,16 @@ def info(as_json: bool) -> None:
 @main.command()
 @click.option("--quick", is_flag=True, help="A part of the cases, in about a minute.")
 @_kernels
-@click.option("--peers", is_flag=True, help="Also time PyTorch, torch.compile and jax.jit, where installed.")
+@click.option("--peers", is_flag=True, help="Also time SciPy, numexpr, PyTorch, torch.compile and jax.jit, where installed.")
 @click.option("--dtype", "dtypes", multiple=True, default=("float32",), show_default=True,
               type=click.Choice(["float16", "bfloat16", "float32", "float64"]), help="May be repeated.")  # fmt: skip
 @click.option("--shape", metavar="RxC", help="Instead of the usual shapes: 2048x32000; 1048576; 2048x512x64000 for a layer.")
 @click.option("--json", "to", type=click.Path(allow_dash=True, dir_okay=False, writable=True), metavar="FILE",
               help='Write medians, machine and versions to FILE; "-" prints them instead of the table.')  # fmt: skip
+@click.option("--html", "page", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
+              help="Write one page with charts: limits, rivals, sizes, threads, memory.")  # fmt: skip
+@click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Also compare with an earlier run, which --json wrote.")  # fmt: skip
 @_import
 def bench(
     quick: bool,
@@ -87,18 +91,22 @@ def bench(
     dtypes: tuple[str, ...],
     shape: str | None,
     to: str | None,
+    page: Path | None,
+    against: Path | None,
     file: Path | None,
 ) -> None:
-    """Time the fused kernels beside their formula composed on NumPy, and beside a copy of as many bytes.
+    """Time the fused kernels beside their formula composed on NumPy, and beside what memory and arithmetic allow.
 
     Every contender's result is compared before it is timed. Close other programs: they share the processor.
     """
-    from xpnn.benchmarks import machine, report, run
+    from xpnn.benchmarks import ceiling, machine, report, run
     from xpnn.benchmarks.cases import cases
     from xpnn.benchmarks.peers import PEERS, WrongResultError
 
-    if to not in (None, "-") and not Path(to).parent.is_dir():  # said now, not after minutes
-        raise click.UsageError(f"--json {to}: there is no folder {Path(to).parent}")
+    for option, path in (("--json", to), ("--html", page)):
+        if path not in (None, "-") and not Path(path).parent.is_dir():  # said now, not after minutes
+            raise click.UsageError(f"{option} {path}: there is no folder {Path(path).parent}")
+    before = json.loads(against.read_text(encoding="utf-8")) if against is not None else None
     extents = None
     if shape is not None:
         if not all(n.isdecimal() and int(n) for n in shape.split("x")):
@@ -119,6 +127,12 @@ def bench(
             except WrongResultError as error:
                 raise click.ClickException(str(error)) from error
             progress.advance(task)
+        rates, scaling = {}, {}
+        if page is not None or to is not None:
+            progress.update(task, description="threads")
+            rates = ceiling.rates()
+            scaling = {r.case.name: run.scaling(r.case) for r in results if r.timings and run.is_scaled(r.case)}
+    found_all = report.document(results, load, rates, scaling)
     if to != "-":
         console = _console()
         console.print(report.table(results))
@@ -127,8 +141,15 @@ def bench(
             console.print(line, style="yellow" if "slower" in line or "not measured" in line else "", highlight=False)
         if load > BUSY:
             console.print(f"load before the run was {load:.1f}: other programs disturbed these timings", style="red")
+        if before is not None:
+            console.print(report.changes(found_all, before))
+    if page is not None:
+        from xpnn.benchmarks.page import page_of
+
+        page.write_text(page_of(found_all), encoding="utf-8")
+        click.echo(f"charts: {page.resolve()}", err=to == "-")
     if to is not None:
-        text = json.dumps(report.document(results, load), indent=1)
+        text = json.dumps(found_all, indent=1)
         with click.open_file(to, "w", encoding="utf-8") as stream:
             stream.write(text + "\n")
 
