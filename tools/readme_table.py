@@ -1,8 +1,8 @@
-"""Write the tables of the README from recorded benchmarks.
+"""Write the tables of README.md and docs/speed.md from recorded benchmarks.
 
     xpnn bench --peers --json benchmarks/results/NAME.json
     python tools/readme_table.py bench benchmarks/results/NAME.json
-    python tools/readme_table.py --check                        # exit 1 if the README differs from its own sources
+    python tools/readme_table.py --check                        # exit 1 if a table differs from its own source
 
 What stands between a table's markers is replaced. Each table names the file it comes from.
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 from xpnn.benchmarks.report import amount, duration
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, SPEED = ROOT / "README.md", ROOT / "docs" / "speed.md"
 OURS = "xpnn"
-TABLES = {  # the README's part of the cases; the files have all
+PLACES = {"bench": README, "large": README, "limits": SPEED}
+SHOWN = {  # a table's part of the cases; the files have all
     "bench": (
         "cross_entropy value_and_grad",
         "softmax forward",
@@ -29,6 +30,7 @@ TABLES = {  # the README's part of the cases; the files have all
     ),
     "large": ("linear_cross_entropy value_and_grad", "cross_entropy value_and_grad"),
 }
+BOUND = {"arithmetic": "exp", "product": "BLAS", "products": "BLAS"}
 
 
 def table(name: str, document: dict, source: str) -> str:
@@ -39,26 +41,33 @@ def table(name: str, document: dict, source: str) -> str:
     named = ", ".join(f"{n} {versions[n]}" for n in ("numpy", "numba", "torch", "jax") if n in versions)
     where = f"{machine['cpu']} ({machine['architecture']}), {machine['threads']} threads, {named}"
     when = f"{document['date'][:10]}, commit `{(machine['commit'] or 'unknown')[:12]}`"
+    rows = [c for c in cases if name not in SHOWN or c["case"].rsplit(" ", 2)[0] in SHOWN[name]]
     memory = (OURS, "torch", "torch chunked") if name == "large" else ()
-    headings = ["case", "size", "xpnn", "GB/s", "of the limit", *(f"× {n}" for n in rivals), *(f"memory, {n}" for n in memory)]
+    others = () if name == "limits" else rivals
+    headings = ["case", "size", "bytes", "exp, ..."] if name == "limits" else ["case", "size"]
+    headings += ["xpnn", "GB/s", "limit", "by", "reached"] if name == "limits" else ["xpnn", "GB/s", "of the limit"]
+    headings += [*(f"× {n}" for n in others), *(f"memory, {n}" for n in memory)]
+    link = Path(*[".."] * (len(PLACES[name].relative_to(ROOT).parts) - 1), source).as_posix()
     lines = [
-        f"{where}; {', '.join(sorted({c['dtype'] for c in cases}))}; {when}. All cases: [{source}]({source}).",
+        f"{where}; {', '.join(sorted({c['dtype'] for c in cases}))}; {when}. All cases: [{source}]({link}).",
         "",
         f"| {' | '.join(headings)} |",
         "|---|" + "--:|" * (len(headings) - 1),
     ]
-    for c in cases:
+    for c in rows:
         group, size, dtype = c["case"].rsplit(" ", 2)
-        if group not in TABLES[name]:
-            continue
         group += "" if dtype == "float32" else f" {dtype}"
-        seconds = c["timings"][OURS]["seconds"]
-        share = c["timings"][c["limit"]]["seconds"] / seconds
-        cells = [group, size, duration(seconds), f"{c['bytes'] / seconds / 1e9:.3g}", f"{share:.0%}"]
-        cells += [f"{ratio:.2f}" if (ratio := _ratio(c, n)) is not None else "–" for n in rivals]
+        seconds, limit = c["timings"][OURS]["seconds"], c["limit_seconds"]
+        cells = [group, size]
+        if name == "limits":
+            cells += [amount(c["bytes"]), ", ".join(f"{k} {amount(n)[:-1].strip()}" for k, n in c["operations"].items()) or "–"]
+        cells += [duration(seconds), f"{c['bytes'] / seconds / 1e9:.3g}"]
+        cells += [duration(limit), BOUND.get(c["limit"], "memory")] if name == "limits" else []
+        cells += [f"{limit / seconds:.0%}"]
+        cells += [f"{ratio:.2f}" if (ratio := _ratio(c, n)) is not None else "–" for n in others]
         cells += [amount(c["timings"].get(n, {}).get("extra_bytes")) for n in memory]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(_losses(cases, n) for n in rivals)]
+    lines += ["", *(_losses(cases, n) for n in others)] if others else []
     return "\n".join(lines)
 
 
@@ -76,22 +85,22 @@ def _losses(cases: list[dict], rival: str) -> str:
 
 
 def main() -> None:
-    """Replace the table, or compare it."""
+    """Replace the tables, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", choices=TABLES, help="default: all of them")
+    parser.add_argument("name", nargs="?", choices=PLACES, help="default: all of them")
     parser.add_argument("results", nargs="?", type=Path, help="default: the file that the table names")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is not up to date")
     arguments = parser.parse_args()
-    readme = README.read_text(encoding="utf-8")
-    for name in [arguments.name] if arguments.name else TABLES:
+    for name in [arguments.name] if arguments.name else PLACES:
+        place = PLACES[name]
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        head, _, rest = readme.partition(begin)
+        head, _, rest = place.read_text(encoding="utf-8").partition(begin)
         old, marker, tail = rest.partition(end)
         if not marker:
-            sys.exit(f"{README} has no {begin} ... {end}")
+            sys.exit(f"{place} has no {begin} ... {end}")
         results = arguments.results
         if results is None:
-            named = re.search(r"\]\((benchmarks/results/[^)]+)\)", old)
+            named = re.search(r"\[(benchmarks/results/[^\]]+)\]\(", old)
             if named is None:
                 sys.exit(f"the table {name} names no recorded run yet; pass its file")
             results = ROOT / named[1]
@@ -99,9 +108,8 @@ def main() -> None:
         new = f"\n{table(name, json.loads(results.read_text(encoding='utf-8')), source)}\n"
         if arguments.check and new != old:
             sys.exit(f"the table {name} differs from {source}: run tools/readme_table.py")
-        readme = head + begin + new + end + tail
-    if not arguments.check:
-        README.write_text(readme, encoding="utf-8")
+        if not arguments.check:
+            place.write_text(head + begin + new + end + tail, encoding="utf-8")
 
 
 if __name__ == "__main__":
