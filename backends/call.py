@@ -370,8 +370,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         if all(value is None for value in dy):  # no cotangent at all stands for 1, in the fused pass
             raise TypeError(wrong(label, ", ".join(cotangents), "None", "at least one array"))
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
-        if (fast := kernel._short_way("backward", arguments)) is not None:
-            gradient = fast(*arguments, out=out)
+        if arguments:
+            gradient = kernel._shortly("backward", arguments, {"out": out})
             if gradient is not None:
                 return gradient
         given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)

@@ -35,7 +35,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     kinds = {n: kind for n, (kind, _) in call.given.items()}
     if compiled is None or len(args) != len(call.given) or type(args[0]) not in FAST or not args[0].ndim:
         return
-    key = (direction, *choice.state(), type(args[0]), args[0].dtype, args[0].ndim, len(args))
+    key = (direction, len(args), type(args[0]), *choice.state(), args[0].dtype, args[0].ndim)
     if call.lib == "cupy":
         from xpnn.backends.cupy.fast import short_way
 
@@ -67,21 +67,30 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     made = {n: f"r{k}" for k, n in enumerate(results)}
     first = next(arrays[n] for n, kind in kinds.items() if kind is Full)
     as_it_is = len(fr.shape) == 2 and fr.axis is not None
-    lines = [f"def fast({', '.join(arrays.values())}, out=None):", f"    shape, size = {first}.shape, {first}.size"]
-    lines.append(f"    if type({first}) is not ndarray or not size or not {first}.flags.c_contiguous: return None")
+    # what an argument is comes first: only then has it a shape; all but the first may be anything
+    given = dict(zip(arrays.values(), args, strict=True))
+    lines = [f"def fast({', '.join(arrays.values())}, out=None):"]
+    for a, array in given.items():
+        kind = "" if array is args[0] else f"type({a}) is not ndarray or "
+        dimensions = f" or {a}.ndim != {array.ndim}" if a == first else ""
+        lines.append(f"    if {kind}{a}.dtype is not {a}_dtype{dimensions}: return None")
+    lines += [
+        f"    shape, size = {first}.shape, {first}.size",
+        f"    if not size or not {first}.flags.c_contiguous: return None",
+    ]
     if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
-        lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
+        shapes_now = " ".join("shape," if a == first else f"{a}.shape," for a in arrays.values())
+        lines.append(f"    if ({shapes_now}) not in checked: return None")
     if fr.reach != "row":
         lines.append(f"    rows, columns = {'1, size' if fr.reach == 'element' else 'rectangle(size)'}")
+    elif len(fr.shape) == 2:
+        lines.append("    rows, columns = shape")
     else:
         lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []
-    for (n, a), given in zip(arrays.items(), args, strict=True):
-        if a == first:
-            lines.append(f"    if {a}.dtype is not {a}_dtype or {a}.ndim != {given.ndim}: return None")
-        else:
+    for n, a in arrays.items():
+        if a != first:
             fits = "shape" if kinds[n] is Full else "shape[:-1]"
-            lines.append(f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype: return None")
             lines.append(f"    if {a}.shape != {fits} or not {a}.flags.c_contiguous: return None")
         view = f"{a}.reshape(rows, {'columns' if kinds[n] is Full else '1'})"
         passed.append((a if kinds[n] is Full and as_it_is else view) + _as_bits(dtypes[n]))
@@ -94,14 +103,16 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         else:
             full_name = next(k for k, a in arrays.items() if a == first)
             alias = f"{first} is out" if (n, full_name) not in e.unsafe else "False"
-            shared = " or ".join(f"may_share_memory(out, {a})" for a in arrays.values())
+            # two arrays that own their memory share none
+            own = "not (out.flags.owndata and {a}.flags.owndata) and may_share_memory(out, {a})"
+            shared = " or ".join(f"out is {a} or {own.format(a=a)}" for a in arrays.values())
             lines += [
                 f"    if out is None: {r} = empty({extents}, {r}_dtype)",
                 "    else:",
                 f"        if type(out) is not ndarray or out.dtype is not {r}_dtype: return None",
                 f"        if out.shape != {shapes[results[n]]} or not out.flags.c_contiguous: return None",
                 f"        if not out.flags.writeable or ({shared}) and not ({alias}): return None",
-                f"        {r} = out.reshape({extents})",
+                f"        {r} = {'out' if as_it_is and results[n] == ('R', 'C') else f'out.reshape({extents})'}",
             ]
         passed.append(r + _as_bits(compiled.dtypes[n]))
     if target is None:
@@ -116,7 +127,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     if target is not None:
         lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
     lines.append(f"    return {', '.join(returned.values())}")
-    scope = {f"{a}_dtype": given.dtype for a, given in zip(arrays.values(), args, strict=True)} | values
+    scope = {f"{a}_dtype": array.dtype for a, array in given.items()} | values
     scope |= {f"{r}_dtype": compiled.dtypes[n] for n, r in made.items()}
     scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "uint16": np.uint16}
     scope |= {"forms": compiled.forms, "form": compiled.form, "most_short": compiled.most_short}

@@ -26,6 +26,7 @@ class Kernel:
         self._declaration = declaration
         self._tasks: dict[Any, Any] = {}
         self._fast: dict[Any, Callable[..., Any]] = {}
+        self._last: dict[str, tuple[Any, Callable[..., Any]]] = {}
         self._checked: set[tuple[tuple[int, ...], ...]] = set()
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
@@ -76,16 +77,27 @@ class Kernel:
         return inspect.Signature(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (fast := self._short_way("forward", args)) is not None and (not kwargs or kwargs.keys() == _OUT):
-            result = fast(*args, **kwargs)
+        if not kwargs or kwargs.keys() == _OUT:
+            result = self._shortly("forward", args, kwargs)
             if result is not None:
                 return result
         return call.forward(self, args, kwargs)
 
-    def _short_way(self, direction: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    def _shortly(self, direction: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result by a short way, the last one before others; None where there is none for these arrays."""
         if not args or (kind := type(first := args[0])) not in FAST:
             return None
-        return self._fast.get((direction, _context(), choice.process, kind, first.dtype, first.ndim, len(args)))
+        key = len(args), kind, _context(), choice.process, first.dtype, first.ndim
+        last = self._last.get(direction)
+        if last is not None and last[0] == key:
+            result = last[1](*args, **kwargs)
+            if result is not None:
+                return result
+        fast = self._fast.get((direction, *key))
+        if fast is None or (last is not None and fast is last[1]):
+            return None
+        self._last[direction] = key, fast
+        return fast(*args, **kwargs)
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.
@@ -138,9 +150,8 @@ class Kernel:
         >>> dlogits
         array([[-0.5,  0.5]])
         """
-        fast = self._short_way("value_and_grad", args)
-        if fast is not None and wrt is None and (not kwargs or kwargs.keys() == _OUT):
-            result = fast(*args, **kwargs)
+        if wrt is None and (not kwargs or kwargs.keys() == _OUT):
+            result = self._shortly("value_and_grad", args, kwargs)
             if result is not None:
                 return result  # type: ignore[no-any-return]
         return call.value_and_grad(self, args, kwargs, wrt)
@@ -232,10 +243,11 @@ class Backward:
             declare.parse_backward(kernel.declaration, args[0])
             kernel._tasks.clear()
             kernel._fast.clear()
+            kernel._last.clear()
             self.__doc__ = args[0].__doc__
             return args[0]
-        if (fast := kernel._short_way("backward", args)) is not None and (not kwargs or kwargs.keys() == _OUT):
-            result = fast(*args, **kwargs)
+        if not kwargs or kwargs.keys() == _OUT:
+            result = kernel._shortly("backward", args, kwargs)
             if result is not None:
                 return result
         return call.backward(kernel, args, kwargs)

@@ -32,6 +32,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]
         for kernel in KERNELS:
             kernel._tasks.clear()
             kernel._fast.clear()
+            kernel._last.clear()
 
     yield switch
     forget()
