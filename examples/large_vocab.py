@@ -70,7 +70,7 @@ def gradients(params, context, target, loss_of):
     return loss, {"embedding": dembedding, "hidden": dhidden, "bias": dbias, "head": dhead}, peak
 
 
-def train(text, steps, loss_of, seed):
+def train(text, steps, loss_of, seed, tell=lambda done, losses: None):
     """Losses by step, peak of memory of the loss part, seconds."""
     rng = np.random.default_rng(seed)
     params = initial(rng)
@@ -90,6 +90,7 @@ def train(text, steps, loss_of, seed):
             velocity[n] *= FRICTION
             velocity[n] += g
             params[n] -= RATE * velocity[n]
+        tell(step + 1, losses)
     return np.array(losses), peak, time.perf_counter() - started
 
 
@@ -104,7 +105,14 @@ def main(steps, which, seed):
     console.print(
         f"{len(text):,} words, {known:,} of them known; {BATCH} x {VOCABULARY} logits: {BATCH * VOCABULARY * 4 / 2**20:.0f} MB"
     )
-    runs = {name: train(text, steps, LOSSES[name], seed) for name in (LOSSES if which == "both" else [which])}
+    runs = {}
+    with console.status("") as status:  # shown where somebody sees it
+        for name in LOSSES if which == "both" else [which]:
+
+            def tell(done, losses, name=name):
+                status.update(f"{name}: step {done} of {steps}, loss {losses[-1]:.3f}")
+
+            runs[name] = train(text, steps, LOSSES[name], seed, tell)
     table = Table(title="mean loss over ten steps")
     table.add_column("after step", justify="right")
     for name in runs:
