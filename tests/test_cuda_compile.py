@@ -35,7 +35,7 @@ SHAPES: list[tuple[Device, tuple[int, int]]] = [
 ]
 # registers that a thread may take at most
 CEILING = {
-    "thread": 128, "warp": 208, "block": 224, "cluster": 248, "shared": 208, "passes": 224, "split": 248, "columns": 128,
+    "thread": 128, "warp": 208, "block": 240, "cluster": 248, "shared": 208, "passes": 224, "split": 248, "columns": 128,
     "values": 128,
 }  # fmt: skip
 OLDER = [(75, Device(75, 40, 65536)), (80, A100), (100, Device(100, 148, 232448))]
