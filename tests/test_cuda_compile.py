@@ -33,9 +33,9 @@ SHAPES: list[tuple[Device, tuple[int, int]]] = [
     (A100, (4000, 36864)),
     (A100, (4000, 400_000)),
 ]
-# registers that a thread may take at most
+# registers that a thread may take at most on sm_90, which the launches are chosen for; elsewhere as many as a block can have
 CEILING = {
-    "thread": 128, "warp": 208, "block": 240, "cluster": 248, "shared": 208, "passes": 224, "split": 248, "columns": 128,
+    "thread": 128, "warp": 208, "block": 224, "cluster": 248, "shared": 192, "passes": 224, "split": 248, "columns": 128,
     "values": 128,
 }  # fmt: skip
 OLDER = [(75, Device(75, 40, 65536)), (80, A100), (100, Device(100, 148, 232448))]
@@ -61,7 +61,8 @@ def check(part: Emitted, capability: int, record: Record) -> None:
     for launch in part.launches:
         name, regime = launch.function, launch.regime.name
         assert compiled.spills[name] == 0, (name, regime)
-        assert compiled.registers[name] <= CEILING[regime], (name, regime, compiled.registers[name])
+        if capability == 90:
+            assert compiled.registers[name] <= CEILING[regime], (name, regime, compiled.registers[name])
         assert compiled.registers[name] * launch.threads <= 65536
         record("cuda compiled", f"{part.program.name} {part.dtype} {regime} sm_{capability}")
 
