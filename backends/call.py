@@ -490,7 +490,7 @@ def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str,
                     wrong(what, n, got, "floating numbers, to differentiate by; for the value alone, call the kernel")
                 )
         return tuple(usual)
-    names = (wrt,) if isinstance(wrt, str) else wrt
+    names: Any = (wrt,) if isinstance(wrt, str) else wrt
     if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
         raise TypeError(wrong(what, "wrt", repr(wrt), "the name of an input, or a tuple of names"))
     for n in names:

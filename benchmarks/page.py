@@ -263,10 +263,10 @@ def _sizes(group: Sequence[dict[str, Any]], colours: dict[str, str]) -> str:
     return f'<div class="card">{_title(group)}{chart.svg("bytes a second by size")}</div>'
 
 
-def _threads(name: str, seconds: dict[int, float]) -> str:
+def _threads(name: str, seconds: dict[Any, float]) -> str:
     """How many times as fast as one thread."""
-    counts = sorted(map(int, seconds))
-    times = {n: seconds.get(n, seconds.get(str(n))) for n in counts}  # type: ignore[call-overload]
+    times = {int(n): value for n, value in seconds.items()}  # JSON has text for keys
+    counts = sorted(times)
     first = times[counts[0]]
     points = [(float(n), first / times[n], f"{n} threads: {duration(times[n])}, {first / times[n]:.2f} times") for n in counts]
     most = float(max(counts[-1], 2))

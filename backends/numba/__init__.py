@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class Compiled:
         self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
         self.emitted = _emitted(program, dtype, wide)
         self.most_short = (16 if computed == np.float32 else 8) if self.emitted.across else 0
-        self._emit_short = lambda: _emitted(program, dtype, wide, short=True)
+        self._emit_short = functools.partial(_emitted, program, dtype, wide, short=True)
         self.forms: list[Any] = [None, None]  # for rows of at most `most_short` columns, and for longer ones
         self.serial_below = SERIAL_BELOW // self.emitted.work
         self.unsafe = self.emitted.unsafe
@@ -169,5 +170,10 @@ def compile_program(program: Program, dtype: str, wide: Collection[str]) -> Exec
         return loops[-1]
 
     execute = executable(program, compile_loop, products.matmul, np.may_share_memory)
-    execute.warm = lambda: [loop.warm() for loop in loops]  # type: ignore[attr-defined]
+
+    def warm() -> None:
+        for loop in loops:
+            loop.warm()
+
+    execute.warm = warm  # type: ignore[attr-defined]
     return execute

@@ -39,7 +39,7 @@ def rounds_bfloat16() -> bool:
     return bool(features.get("avx512bf16") and features.get("avx512dq"))
 
 
-class _BrainType(ir.Type):
+class _BrainType(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite has no name for."""
 
     def _to_string(self) -> str:
