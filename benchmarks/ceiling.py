@@ -138,7 +138,7 @@ def _kernels() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
-ELEMENTS, TURNS = 1024, 500  # of each thread, in its first cache, and how often in one sample
+ELEMENTS, TURNS = 1024, 5000  # of each thread, in its first cache, and how often in one sample
 CHAIN = 16  # multiply-adds of each element: enough for the loads and stores not to count
 
 
