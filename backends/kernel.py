@@ -26,7 +26,6 @@ class Kernel:
         self._declaration = declaration
         self._tasks: dict[Any, Any] = {}
         self._fast: dict[Any, Callable[..., Any]] = {}
-        self._last: dict[str, tuple[Any, Callable[..., Any]]] = {}
         self._checked: set[tuple[tuple[int, ...], ...]] = set()
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
@@ -84,20 +83,11 @@ class Kernel:
         return call.forward(self, args, kwargs)
 
     def _shortly(self, direction: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result by a short way, the last one before others; None where there is none for these arrays."""
+        """The result by a short way; None where there is none for these arrays."""
         if not args or (kind := type(first := args[0])) not in FAST:
             return None
-        key = len(args), kind, _context(), choice.process, first.dtype, first.ndim
-        last = self._last.get(direction)
-        if last is not None and last[0] == key:
-            result = last[1](*args, **kwargs)
-            if result is not None:
-                return result
-        fast = self._fast.get((direction, *key))
-        if fast is None or (last is not None and fast is last[1]):
-            return None
-        self._last[direction] = key, fast
-        return fast(*args, **kwargs)
+        fast = self._fast.get((direction, len(args), kind, _context(), choice.process, first.dtype, first.ndim))
+        return None if fast is None else fast(*args, **kwargs)
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.
@@ -243,7 +233,6 @@ class Backward:
             declare.parse_backward(kernel.declaration, args[0])
             kernel._tasks.clear()
             kernel._fast.clear()
-            kernel._last.clear()
             self.__doc__ = args[0].__doc__
             return args[0]
         if not kwargs or kwargs.keys() == _OUT:

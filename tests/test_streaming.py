@@ -32,7 +32,6 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]
         for kernel in KERNELS:
             kernel._tasks.clear()
             kernel._fast.clear()
-            kernel._last.clear()
 
     yield switch
     forget()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 BUSY = 0.5  # processors that other programs may keep busy before a timing is called disturbed
-WIDTH = 160  # of tables that go to a file or a pipe
+WIDTH = 200  # of tables that go to a file or a pipe
 BACKENDS = tuple(name for name in choice.NAMES if name != "auto")
 VERDICTS = {"ok": "green", "breach": "bold red", "blind": "bold yellow"}
 
