@@ -117,7 +117,7 @@ def main(steps, which, seed):
     table.add_column("after step", justify="right")
     for name in runs:
         table.add_column(name, justify="right")
-    for last in sorted({min(steps, n) for n in (10, steps // 8, steps // 4, steps // 2, steps)}):
+    for last in sorted({min(steps, n) for n in (10, steps // 8, steps // 4, steps // 2, steps)} - {0}):
         table.add_row(str(last), *(f"{losses[max(0, last - 10) : last].mean():.4f}" for losses, _, _ in runs.values()))
     console.print(table)
     for name, (_, peak, seconds) in runs.items():
