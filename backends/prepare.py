@@ -267,7 +267,7 @@ def warmup(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any]) 
     if kernel.declaration.driver is None:
         ready.execute.warm()  # type: ignore[attr-defined]
         return
-    for columns in (1, 17):  # what a driver runs is compiled when it is first run: on short rows and on longer ones
+    for columns in (1, 65):  # what a driver runs is compiled when it is first run: on short rows and on longer ones
         arrays = {}
         for name, (kind, _) in ready.job.given.items():
             wide = dtype in HALF and kernel.declaration.is_wide(name, kind in (Row, Scalar))

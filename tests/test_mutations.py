@@ -104,7 +104,13 @@ def test_a_skipped_tail_is_caught(name: str, columns: int, monkeypatch: pytest.M
     program = record(kernel, arrays, {}, tuple(truth.exact)).program
     emitted = emit.emit(program, "float32", (), "a mutant", short=columns < 16)
     broken = emitted.text
-    for tail, skipped in (("n = C % W", "n = 0"), ("(rest, stop - rest)", "(rest, 0)"), ("j, n = 0, C", "j, n = 0, C - 1")):
+    tails = {
+        "n = C % W": "n = 0",
+        "(rest, stop - rest)": "(rest, 0)",
+        "in range(C)": "in range(C - 1)",
+        "least(C, ": "least(C - 1, ",
+    }
+    for tail, skipped in tails.items():
         broken = broken.replace(tail, skipped)
     assert broken != emitted.text
     result = np.zeros((3, columns) if name not in ("logsumexp",) else (3, 1), np.float32)

@@ -14,7 +14,7 @@ import pytest
 
 import xpnn
 from xpnn.backends.arrays import numpy_dtype
-from xpnn.backends.numba import stage
+from xpnn.backends.numba import loops
 
 SHAPES = [(1, 1), (3, 5), (7, 16), (5, 17), (4, 100), (1, 512), (6, 513), (3, 1030), (2, 2049)]
 KERNELS = (xpnn.softmax, xpnn.log_softmax, xpnn.cross_entropy, xpnn.sigmoid, xpnn.relu)
@@ -25,7 +25,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]
     """A switch: write everything, or nothing, around the caches."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(stage, "STREAMED", (0, 0) if on else (1 << 60, 0))
+        monkeypatch.setattr(loops, "STREAMED", (0, 0) if on else (1 << 60, 0))
         forget()
 
     def forget() -> None:
@@ -106,7 +106,7 @@ def test_in_place(streamed: Callable[[bool], None]) -> None:
 def test_large_results() -> None:
     """A result beyond the limits, as they are; its last rows are written after the loop over rows."""
     rows, columns = 3, 3_000_017
-    assert rows * columns * 4 >= stage.STREAMED[0]
+    assert rows * columns * 4 >= loops.STREAMED[0]
     x = np.random.default_rng(0).standard_normal((rows, columns), "float32")
     y = xpnn.softmax(x)
     assert np.array_equal(y[1], xpnn.softmax(x[1]))

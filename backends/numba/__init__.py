@@ -58,7 +58,7 @@ class Compiled:
         arrays = program.inputs | program.outputs
         self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
         self.emitted = _emitted(program, dtype, wide)
-        self.most_short = (16 if computed == np.float32 else 8) if self.emitted.across else 0
+        self.most_short = self.emitted.most_short
         self._emit_short = functools.partial(_emitted, program, dtype, wide, short=True)
         self.forms: list[Any] = [None, None]  # for rows of at most `most_short` columns, and for longer ones
         self.serial_below = SERIAL_BELOW // self.emitted.work

@@ -1,7 +1,8 @@
 """From a loop program to the text of a Numba module.
 
 One stage becomes one serial function over a range of blocks; `call` runs the stages in order, each shared out over threads,
-and adds up what they leave in fixed order. Rows are cut into `Lanes`; reductions split a row into phases:
+and adds up what they leave in fixed order. Rows are cut into `Lanes`, or many short ones share them: `loops`, `tile`.
+Reductions split a row into phases:
 
     phase 0   max over the columns
     phase 1   e = exp(x - max), stored in the output's own row, and its sum
@@ -17,7 +18,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from xpnn.backends.numba.expression import Context, Scalars
-from xpnn.backends.numba.stage import StageWriter
+from xpnn.backends.numba.loops import LoopWriter
+from xpnn.backends.numba.stage import StageWriter, is_map
+from xpnn.backends.numba.tile import TileWriter
 from xpnn.backends.phases import DEAR
 from xpnn.backends.program import Node, Program, stages, substitute, walk
 from xpnn.backends.task import HALF
@@ -29,11 +32,15 @@ _VOCABULARY = {
     "crest": [f"crest{half}" for half in _HALVES],
     "lanes": [
         "absolute", "columns", "divide", "exp", "expm1", "exp_nonpositive", "keep", "least", "log", "log1p", "logical_and",
-        "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh", "to_float", "total",
-        "where",
+        "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh", "to_float", "to_int",
+        "total", "where",
     ],
     "memory": ["apart", "cut", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES)],
-    "rows": ["row", *(n + half for n in ("at", "load", "load_some", "put", "store", "store_some") for half in _HALVES)],
+    "rows": ["row", *(n + half for n in ("at", "load", "put", "store") for half in _HALVES)],
+    "tiles": [
+        "add_up", "anywhere", "line", "nothing", "pick_line", "set_line",
+        *(n + half for n in ("load_rows", "pick", "store_rows", "turn", "turn_back") for half in _HALVES),
+    ],
 }
 # fmt: on
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
@@ -46,7 +53,8 @@ class Emitted:
 
     `index` is the order in which `call` checks its index inputs: it returns -1, or check number + 8 * row.
     `unsafe` holds the pairs (output, input) that must not share memory. `work` is the cost per element. `across` is an array
-    with the columns that rows are reduced along, by whose number a short form or this one is chosen; "" if there is one form.
+    with the columns that rows are reduced along: up to `most_short` of them a short form is chosen, beyond this one; "" and 0
+    if there is one form.
     """
 
     text: str
@@ -57,10 +65,11 @@ class Emitted:
     unsafe: frozenset[tuple[str, str]]
     work: int
     across: str
+    most_short: int
 
 
 def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short: bool = False) -> Emitted:
-    """Write the module that computes a loop program; in a short form, for rows of at most W columns.
+    """Write the module that computes a loop program; in a short form, for rows of few columns.
 
     Half precision is computed in float32; of such a program's arrays, those named in `wide` are stored in float32 too.
     """
@@ -68,10 +77,13 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     renamed = _renamed(program, safe)
     arrays = program.inputs | program.outputs
     halves = {safe[n]: dtype for n, node in arrays.items() if dtype in HALF and node.dtype == "float" and n not in wide}
-    context = Context(renamed, "float32" if dtype in HALF else dtype, halves, short)
+    context = Context(renamed, "float32" if dtype in HALF else dtype, halves)
     plan = stages(renamed)
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
-    writers = [StageWriter(context, stage, f"stage{k}", sums) for k, stage in enumerate(plan)]
+    writers: list[StageWriter] = []
+    for k, stage in enumerate(plan):
+        in_tiles = stage.shape[0] != 1 and (stage.shape[1] == 1 or short) and not is_map(stage)
+        writers.append((TileWriter if in_tiles else LoopWriter)(context, stage, f"stage{k}", sums))
     functions = ["\n".join(lines) for lines in (*(f for w in writers for f in w.write()), _call(context, writers, sums))]
     text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
     nodes = walk(program.outputs.values())
@@ -80,16 +92,19 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     unsafe = frozenset((own[a], own[b]) for a, b in context.unsafe)
     reduced = {w.stage.shape[1] for w in writers if w.phases.reductions}
     across = next((n for n, node in arrays.items() if reduced == {node.shape[1]}), "")
+    # turning a tile costs as much as all that is done with it, unless something dear is
+    most_short = 0 if not across else context.lanes * (4 if any(n.op in DEAR and 1 not in n.shape for n in nodes) else 1)
     p = program
-    return Emitted(text, tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index), unsafe, work, across)
+    names = (tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index))
+    return Emitted(text, *names, unsafe, work, across, most_short)
 
 
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
     r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    r"hot|whole|rest|pending|streamed|kept_rows|"
+    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tiles|index|"
     + "|".join(name for names in _VOCABULARY.values() for name in names)
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish)|(stage|number|total|sums|kept|t)\d+"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tile)|(stage|number|total|sums|kept|t)\d+"
 )
 
 
@@ -137,7 +152,7 @@ def _header(context: Context, banner: str, body: str) -> str:
             *sorted([*imports, f"from xpnn.backends.numba.launch import {', '.join(launching)}"]),
             "",
             f"f, real = np.{context.dtype}, types.{context.dtype}",
-            f"W = {16 if context.dtype == 'float32' else 8}  # lanes",
+            f"W = {context.lanes}  # lanes",
         ]
     )
 
@@ -151,10 +166,18 @@ def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str]) -
     body = [f"{context.extent(s)} = {source}" for s, source in context.extents.items()]
     for k, (name, exempt) in enumerate(p.index.items()):
         columns = next(context.extent(n.shape[1]) for n in p.inputs.values() if 1 not in n.shape)
-        test = f"{name}[i, 0] < 0 or {name}[i, 0] >= {columns}"
+        test = f"logical_or(index < 0, index >= {columns})"
         if exempt in p.options:
-            test = f"({test}) and {name}[i, 0] != {exempt}"
-        body += [f"for i in range({name}.shape[0]):", f"    if {test}:", f"        return {k} + 8 * i"]
+            test = f"logical_and({test}, index != {exempt})"
+        body += [
+            f"for i in range(0, {name}.shape[0], W):",
+            f"    index = load_rows(f(0.0), {name}, i, {name}.shape[0] - i)",
+            f"    if anywhere({test}):",
+            "        for j in range(W):",
+            f"            index = load_rows(f(0.0), {name}, i + j, 1)",
+            f"            if anywhere({test}):",
+            f"                return {k} + 8 * (i + j)",
+        ]
     scalars = Scalars(context, sums)
     for writer in writers:
         body += writer.launch(scalars)

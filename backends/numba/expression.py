@@ -30,19 +30,23 @@ READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum
 class Context:
     """What the parts of one emitted module share.
 
-    `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `short` whether it is for
-    rows of at most W columns; `extents` says where each symbolic extent is read from; `unsafe` collects (output, input)
-    pairs that must not share memory.
+    `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `extents` says where each
+    symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share memory.
     """
 
-    def __init__(self, program: Program, dtype: str, halves: dict[str, str], short: bool) -> None:
-        self.program, self.dtype, self.halves, self.short = program, dtype, halves, short
+    def __init__(self, program: Program, dtype: str, halves: dict[str, str]) -> None:
+        self.program, self.dtype, self.halves = program, dtype, halves
         self.unsafe: set[tuple[str, str]] = set()
         self.extents: dict[str, str] = {}
         for name, node in (program.inputs | program.outputs).items():
             for axis, symbol in enumerate(node.shape):
                 if symbol != 1:
                     self.extents.setdefault(symbol, f"{name}.shape[{axis}]")
+
+    @property
+    def lanes(self) -> int:
+        """How many values one vector holds."""
+        return 64 // np.dtype(self.dtype).itemsize
 
     def extent(self, symbol: Extent) -> str:
         """The variable that holds an extent."""
@@ -52,24 +56,24 @@ class Context:
         """Bytes of a floating value of an array."""
         return 2 if name in self.halves else np.dtype(self.dtype).itemsize
 
-    def load(self, name: str, columns: str, some: bool = False) -> str:
-        """Lanes of an array's row; `columns` says which; `some` if hardly ever all."""
-        return f"{self._of('load_some' if some else 'load', name)}({name}_i, {columns})"
+    def load(self, name: str, columns: str) -> str:
+        """Lanes of an array's row; `columns` says which."""
+        return self.call("load", name, f"{name}_i", columns)
 
-    def store(self, name: str, columns: str, value: str, some: bool = False) -> str:
-        return f"{self._of('store_some' if some else 'store', name)}({name}_i, {columns}, {value})"
+    def store(self, name: str, columns: str, value: str) -> str:
+        return self.call("store", name, f"{name}_i", columns, value)
 
     def stream(self, name: str, columns: str, value: str) -> str:
         """Whole lanes of an array's row; around the caches if `streamed`."""
-        return f"{self._of('stream', name)}({name}_i, {columns}, {value}, streamed)"
+        return self.call("stream", name, f"{name}_i", columns, value, "streamed")
 
     def crest(self, name: str, count: str) -> str:
         """The maxima of the lanes of a row's first columns."""
-        return f"{self._of('crest', name)}({name}_i, {count})"
+        return self.call("crest", name, f"{name}_i", count)
 
     def pick(self, name: str, row: str, column: str) -> str:
         """One value, or NaN outside the row."""
-        return f"{self._of('at', name)}({row}, {column})"
+        return self.call("at", name, row, column)
 
     def value(self, name: str, i: str, j: str = "0") -> str:
         """One value of a matrix that is known to be there."""
@@ -78,11 +82,12 @@ class Context:
     def put(self, name: str, i: str, j: str, value: str) -> str:
         """Write one value of a matrix."""
         if name in self.halves:
-            return f"{self._of('put', name)}(row({name}, {i}), {j}, {value})"
+            return self.call("put", name, f"row({name}, {i})", j, value)
         return f"{name}[{i}, {j}] = {value}"
 
-    def _of(self, what: str, name: str) -> str:
-        return f"{what}_{self.halves[name]}" if name in self.halves else what
+    def call(self, function: str, name: str, *arguments: str) -> str:
+        """A call of a function in its form for an array's dtype."""
+        return f"{function}{'_' + self.halves[name] if name in self.halves else ''}({', '.join(arguments)})"
 
     def output_of(self, node: Node) -> str | None:
         """The output array that a node's values go to."""
@@ -124,14 +129,14 @@ class Writer:
         mixed = any(a.dtype == "float" for a in values) or node.dtype == "float"
         if mixed:
             start = len(node.args) - len(values)
-            args = args[:start] + [self._as_float(a, t, w) for a, t, w in zip(values, args[start:], wide[start:], strict=True)]
+            args = args[:start] + [self.as_float(a, t, w) for a, t, w in zip(values, args[start:], wide[start:], strict=True)]
         if node.op == "cast":
-            return args[0] if node.dtype == "float" else f"np.intp({args[0]})"
+            return f"to_int({args[0]})" if node.dtype == "int" and node.args[0].dtype == "float" else args[0]
         if node.op == "where":
             return f"where({', '.join(args)})"
         if node.op == "isnan":
             return f"({args[0]} != {args[0]})"
-        if node.op == "div" and wide[0] and not wide[1]:
+        if node.op == "div" and wide[0] and node.args[0].shape[1] != 1 == node.args[1].shape[1]:
             return f"divide({args[0]}, {args[1]})"
         if node.op == "exp" and _nonpositive(node.args[0]):
             return f"exp_nonpositive({args[0]})"
@@ -139,7 +144,7 @@ class Writer:
             return f"({args[0]} {_INFIX[node.op]} {args[1]})"
         return f"{_CALLS[node.op]}({', '.join(args)})"
 
-    def _as_float(self, node: Node, text: str, wide: bool) -> str:
+    def as_float(self, node: Node, text: str, wide: bool) -> str:
         if node.dtype == "float":
             return text
         if node.op == "constant":

@@ -99,12 +99,13 @@ def _define_operator(op: Any, boolean_result: bool) -> None:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
         lanes = _common(*sig.args)
         assert lanes is not None
-        if isinstance(lanes.element, types.Integer):  # column numbers against a wider scalar, both below 2**31
+        whole = isinstance(lanes.element, types.Integer)
+        if whole and lanes.element.bitwidth == 32:  # column numbers against a wider scalar, both below 2**31
             args = [a if a.type.__class__ is ir.VectorType else builder.trunc(a, _I32) for a in args]
         a, b = _widened(builder, sig, args)
         if not boolean_result:
-            return getattr(builder, _ARITHMETIC[op])(a, b)
-        if isinstance(lanes.element, types.Integer):
+            return getattr(builder, _ARITHMETIC[op][1:] if whole else _ARITHMETIC[op])(a, b)
+        if whole:
             return builder.icmp_signed(_COMPARISON[op], a, b)
         compare = builder.fcmp_unordered if op is operator.ne else builder.fcmp_ordered
         return compare(_COMPARISON[op], a, b)
@@ -232,27 +233,35 @@ def where(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def divide(typingctx: Any, a: Any, b: Any) -> Any:
-    """Lanes over one scalar: a product with its reciprocal, unless that could overflow or lose bits."""
+    """Lanes over a number, or over one for each: a product with its reciprocal, unless that could overflow or lose bits."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
         dividend, divisor = args
-        kind = divisor.type
+        kind, many = divisor.type, isinstance(b, Lanes)
+
+        def constant(value: float) -> ir.Constant:
+            return ir.Constant(kind, [value] * kind.count if many else value)
+
+        def spread(value: ir.Value) -> ir.Value:
+            return value if many else splat(builder, value, a.count)
+
         size = _call(builder, "llvm.fabs", [divisor])
         safe = builder.and_(
-            builder.fcmp_ordered(">", size, ir.Constant(kind, 2.0**-64)),
-            builder.fcmp_ordered("<", size, ir.Constant(kind, 2.0**64)),
+            builder.fcmp_ordered(">", size, constant(2.0**-64)), builder.fcmp_ordered("<", size, constant(2.0**64))
         )
-        reciprocal = builder.fdiv(ir.Constant(kind, 1.0), divisor)
-        with builder.if_else(safe, likely=True) as (usual, otherwise):
-            with usual:
-                product = builder.fmul(dividend, splat(builder, reciprocal, a.count))
-                usual_block = builder.block
-            with otherwise:
-                quotient = builder.fdiv(dividend, splat(builder, divisor, a.count))
-                other_block = builder.block
+        product = builder.fmul(dividend, spread(builder.fdiv(constant(1.0), divisor)))
+        before = builder.block
+        all_safe = safe
+        if many:
+            bits = ir.IntType(kind.count)
+            all_safe = builder.icmp_unsigned("==", builder.bitcast(safe, bits), bits(-1))
+        with builder.if_then(builder.not_(all_safe), likely=False):
+            quotient = builder.fdiv(dividend, spread(divisor))
+            other = builder.select(safe, product, quotient) if many else quotient
+            other_block = builder.block
         result = builder.phi(dividend.type)
-        result.add_incoming(product, usual_block)
-        result.add_incoming(quotient, other_block)
+        result.add_incoming(product, before)
+        result.add_incoming(other, other_block)
         return result
 
     return a(a, b), lower
@@ -298,6 +307,17 @@ def to_float(typingctx: Any, like: Any, value: Any) -> Any:
         return builder.sitofp(args[1], context.get_value_type(lanes))
 
     return lanes(like, value), lower
+
+
+@intrinsic
+def to_int(typingctx: Any, value: Any) -> Any:
+    """Floats as whole numbers, of lanes or of a scalar."""
+    result = Lanes(types.int64, value.count) if isinstance(value, Lanes) else types.int64
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        return builder.fptosi(args[0], context.get_value_type(result))
+
+    return result(value), lower
 
 
 @intrinsic

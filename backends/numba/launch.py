@@ -16,17 +16,35 @@ from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
 
-RUNNER = '''"""Shares the blocks of any stage out over Numba's threads."""
+RUNNER = '''"""Shares the blocks of any stage out over Numba's threads.
+
+Each thread has blocks of its own, the same in every call, which its caches may still hold. One that is done takes from
+the others' what they have not begun: a thread that wakes late, or was disturbed, is not waited for.
+"""
 
 from numba import njit, prange, types
 
-from xpnn.backends.numba.launch import call_blocks
+from xpnn.backends.numba.launch import call_blocks, take
+from xpnn.backends.numba.lanes import least
+from xpnn.backends.numba.memory import room
+
+SHARES = 8  # that each thread's blocks are taken in
 
 
-@njit(types.void(types.intp, types.intp, types.intp, types.intp), parallel=True, nogil=True, cache=True)
+@njit(types.void(types.intp, types.intp, types.intp, types.intp), parallel=True, nogil=True, error_model="numpy", cache=True)
 def run(function, arguments, blocks, threads):
+    share = blocks // (SHARES * threads) + 1
+    begun = room(0, threads, 8)  # a line of memory each
+    for k in range(threads):
+        begun[k, 0] = k * blocks // threads
     for k in prange(threads):
-        call_blocks(function, arguments, k * blocks // threads, (k + 1) * blocks // threads)
+        for other in range(threads):
+            whose = (k + other) % threads
+            end = (whose + 1) * blocks // threads
+            first = take(begun, whose, share)
+            while first < end:
+                call_blocks(function, arguments, first, least(first + share, end))
+                first = take(begun, whose, share)
 '''
 
 
@@ -56,6 +74,19 @@ def call_blocks(typingctx: Any, function: Any, arguments: Any, first: Any, last:
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), lower
+
+
+@intrinsic
+def take(typingctx: Any, counts: Any, row: Any, many: Any) -> Any:
+    """Add to the first number of a row, whoever else does so at the same time; what it was before."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array = context.make_array(sig.args[0])(context, builder, args[0])
+        stride, _ = cgutils.unpack_tuple(builder, array.strides)
+        place = cgutils.pointer_add(builder, array.data, builder.mul(args[1], stride), array.data.type)
+        return builder.atomic_rmw("add", place, args[2], "monotonic")
+
+    return types.intp(counts, types.intp, types.intp), lower
 
 
 @intrinsic

@@ -43,7 +43,7 @@ def runner() -> int:
                 _find_tbb()
                 run = cache.load("runner", launch.RUNNER).run
                 (compiled,) = run.overloads.values()
-                run(0, 0, 0, 0)  # starts the threads: prange over none of them
+                run(0, 0, 0, 1)  # starts the threads, for no blocks
                 import numba
 
                 _layer = numba.threading_layer()

@@ -43,7 +43,8 @@ def row(typingctx: Any, array: Any, i: Any) -> Any:
     return result(array, types.intp), lower
 
 
-def _masked(builder: Any, name: str, result: ir.Type, args: list[ir.Value], vector: ir.VectorType) -> ir.Value:
+def masked(builder: Any, name: str, result: ir.Type, args: list[ir.Value], vector: ir.VectorType) -> ir.Value:
+    """A load or a store of some lanes."""
     function = ir.FunctionType(result, [a.type for a in args])
     full_name = f"llvm.masked.{name}.{suffix(vector)}.p0"
     return builder.call(cgutils.get_or_insert_function(builder.module, function, full_name), args)
@@ -58,44 +59,35 @@ def place(context: Any, builder: Any, sig: Any, args: Any, count: int) -> tuple[
     return builder.bitcast(builder.gep(data, [j]), vector.as_pointer()), vector, int(sig.args[0].dtype.bitwidth) // 8
 
 
-def _loader(name: str, some: bool = False) -> Any:
+def _loader(name: str) -> Any:
     def typed(typingctx: Any, values: Any, j: Any, n: Any) -> Any:
         element = types.float32 if name else values.dtype
         lanes = Lanes(element, width(element))
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
             address, vector, align = place(context, builder, sig, args, lanes.count)
-
-            def masked() -> ir.Value:
-                ones = ir.Constant(vector, [half.ONE[name] if name else 1.0] * lanes.count)
-                first = mask(builder, args[2], lanes.count)
-                return _masked(builder, "load", vector, [address, _I32(align), first, ones], vector)
-
-            if some:
-                result = masked()
-            else:
-                full = builder.icmp_signed(">=", args[2], _I64(lanes.count))
-                with builder.if_else(full, likely=True) as (whole, part):
-                    with whole:
-                        plain = builder.load(address, align=align)
-                        whole_block = builder.block
-                    with part:
-                        tail = masked()
-                        part_block = builder.block
-                result = builder.phi(vector)
-                result.add_incoming(plain, whole_block)
-                result.add_incoming(tail, part_block)
+            full = builder.icmp_signed(">=", args[2], _I64(lanes.count))
+            with builder.if_else(full, likely=True) as (whole, part):
+                with whole:
+                    plain = builder.load(address, align=align)
+                    whole_block = builder.block
+                with part:
+                    ones = ir.Constant(vector, [half.ONE[name] if name else 1.0] * lanes.count)
+                    first = mask(builder, args[2], lanes.count)
+                    tail = masked(builder, "load", vector, [address, _I32(align), first, ones], vector)
+                    part_block = builder.block
+            result = builder.phi(vector)
+            result.add_incoming(plain, whole_block)
+            result.add_incoming(tail, part_block)
             return half.widen(builder, name, result) if name else result
 
         return lanes(values, types.intp, types.intp), lower
 
-    typed.__doc__ = f"""Columns j, j+1, ... of a row; beyond the first `n` nothing is read and the lanes hold 1.
-
-    {"For `n` that is hardly ever W." if some else ""}"""
+    typed.__doc__ = "Columns j, j+1, ... of a row; beyond the first `n` nothing is read and the lanes hold 1."
     return intrinsic(typed)
 
 
-def _storer(name: str, some: bool = False) -> Any:
+def _storer(name: str) -> Any:
     def typed(typingctx: Any, values: Any, j: Any, n: Any, value: Any) -> Any:
         count = width(types.float32 if name else values.dtype)
 
@@ -104,27 +96,18 @@ def _storer(name: str, some: bool = False) -> Any:
             content = args[3] if isinstance(value, Lanes) else splat(builder, args[3], count)
             if name:
                 content = half.narrow(builder, name, content)
-
-            def masked() -> None:
-                first = mask(builder, args[2], count)
-                _masked(builder, "store", ir.VoidType(), [content, address, _I32(align), first], vector)
-
-            if some:
-                masked()
-            else:
-                full = builder.icmp_signed(">=", args[2], _I64(count))
-                with builder.if_else(full, likely=True) as (whole, part):
-                    with whole:
-                        builder.store(content, address, align=align)
-                    with part:
-                        masked()
+            full = builder.icmp_signed(">=", args[2], _I64(count))
+            with builder.if_else(full, likely=True) as (whole, part):
+                with whole:
+                    builder.store(content, address, align=align)
+                with part:
+                    first = mask(builder, args[2], count)
+                    masked(builder, "store", ir.VoidType(), [content, address, _I32(align), first], vector)
             return context.get_dummy_value()
 
         return types.void(values, types.intp, types.intp, value), lower
 
-    typed.__doc__ = f"""Write the first `n` lanes to columns j, j+1, ... of a row.
-
-    {"For `n` that is hardly ever W." if some else ""}"""
+    typed.__doc__ = "Write the first `n` lanes to columns j, j+1, ... of a row."
     return intrinsic(typed)
 
 
@@ -170,7 +153,5 @@ def _putter(name: str) -> Any:
 
 load, load_float16, load_bfloat16 = map(_loader, ("", "float16", "bfloat16"))
 store, store_float16, store_bfloat16 = map(_storer, ("", "float16", "bfloat16"))
-load_some, load_some_float16, load_some_bfloat16 = (_loader(name, some=True) for name in ("", "float16", "bfloat16"))
-store_some, store_some_float16, store_some_bfloat16 = (_storer(name, some=True) for name in ("", "float16", "bfloat16"))
 at, at_float16, at_bfloat16 = map(_picker, ("", "float16", "bfloat16"))
 put_float16, put_bfloat16 = map(_putter, ("float16", "bfloat16"))

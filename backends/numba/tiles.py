@@ -1,0 +1,343 @@
+"""Sixteen rows at a time: how emitted loops read short rows so that a lane is a row.
+
+A tile holds `W` rows of a matrix, turned: its line `j` has column `j` of them all. What is done for a row, such as the
+logarithm of its sum, is then done for all of them at once, and a reduction along the row is a loop over lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from xpnn.backends.numba import half
+from xpnn.backends.numba.elementary import splat
+from xpnn.backends.numba.lanes import Lanes, mask, suffix, width
+from xpnn.backends.numba.rows import masked
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+def _turned(builder: Any, vectors: list[ir.Value]) -> list[ir.Value]:
+    """Some vectors with each 128 bits of all of them, which are a square, transposed.
+
+    Interleaving within 128 bits is what every processor has instructions for.
+    """
+    size, count = len(vectors), vectors[0].type.count
+    held, step = list(vectors), 1
+    while step < size:
+        for a in (k for k in range(size) if not k & step):
+            pair = held[a], held[a + step]
+            for start, target in ((0, a), (size // 2, a + step)):
+                firsts = [square + start + u for square in range(0, count, size) for u in range(0, size // 2, step)]
+                lanes = [side + first + t for first in firsts for side in (0, count) for t in range(step)]
+                held[target] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_I32, count), lanes))
+        step *= 2
+    return [held[k] for k in ((0, 2, 1, 3) if size == 4 else (0, 1))]
+
+
+def _joined(builder: Any, parts: list[ir.Value]) -> ir.Value:
+    """Short vectors as one."""
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
+        both = ir.Constant(ir.VectorType(_I32, count), list(range(count)))
+        parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _parts(builder: Any, vector: ir.Value, size: int) -> list[ir.Value]:
+    """A vector as short ones."""
+    empty = ir.Constant(vector.type, ir.Undefined)
+    starts = range(0, vector.type.count, size)
+    return [
+        builder.shuffle_vector(vector, empty, ir.Constant(ir.VectorType(_I32, size), list(range(k, k + size)))) for k in starts
+    ]
+
+
+class _Square:
+    """W rows of a matrix from row `i` on, of which the first `n` are there, and as many columns as 128 bits hold, from `j` on.
+
+    Where some of that is not there, a scratch of whole rows is read or written in the matrix's place.
+    """
+
+    def __init__(self, context: Any, builder: Any, kind: Any, array: ir.Value, i: ir.Value, n: ir.Value, j: ir.Value) -> None:
+        source = context.make_array(kind)(context, builder, array)
+        self.own_stride, _ = cgutils.unpack_tuple(builder, source.strides)
+        _, columns = cgutils.unpack_tuple(builder, source.shape)
+        self.builder, self.n, self.left = builder, n, builder.sub(columns, j)
+        self.count, self.size = _width(kind.dtype), _size_of_square(kind.dtype)
+        element = context.get_data_type(kind.dtype)
+        self.vector, self.align = ir.VectorType(element, self.size), _size(element)
+        enough = builder.icmp_signed(">=", self.left, _I64(self.size))
+        self.whole = builder.and_(enough, builder.icmp_signed(">=", n, _I64(self.count)))
+        start = builder.gep(source.data, [j])
+        self.own_start = cgutils.pointer_add(builder, start, builder.mul(i, self.own_stride), self.vector.as_pointer())
+        self.scratch = cgutils.alloca_once(builder, self.vector, size=self.count)
+        self.start = builder.select(self.whole, self.own_start, self.scratch)
+        self.stride = builder.select(self.whole, self.own_stride, _I64(self.align * self.size))
+
+    def load(self) -> list[ir.Value]:
+        """As many vectors as there are columns; the k-th has the k-th row of each 128 bits."""
+        b, zero = self.builder, ir.Constant(self.vector, None)
+        with b.if_then(b.not_(self.whole), likely=False):
+            last = b.sub(self.n, _I64(1))  # stands for the rows that are not there
+            with cgutils.for_range(b, _I64(self.count)) as loop:
+                k = b.select(b.icmp_signed("<", loop.index, last), loop.index, last)
+                b.store(self._masked("load", k, self.vector, zero), b.gep(self.scratch, [loop.index]))
+        rows = [b.load(self._row(k), align=self.align) for k in range(self.count)]
+        return [_joined(b, rows[k :: self.size]) for k in range(self.size)]
+
+    def store(self, vectors: list[ir.Value]) -> None:
+        b = self.builder
+        parts = [_parts(b, vector, self.size) for vector in vectors]
+        for k in range(self.count):
+            b.store(parts[k % self.size][k // self.size], self._row(k), align=self.align)
+        with b.if_then(b.not_(self.whole), likely=False), cgutils.for_range(b, self.n) as loop:
+            self._masked("store", loop.index, ir.VoidType(), b.load(b.gep(self.scratch, [loop.index])))
+
+    def _row(self, k: int) -> ir.Value:
+        return cgutils.pointer_add(self.builder, self.start, self.builder.mul(self.stride, _I64(k)), self.start.type)
+
+    def _masked(self, name: str, k: ir.Value, result: ir.Type, content: ir.Value) -> ir.Value:
+        """A load or a store of what is there of a row."""
+        b = self.builder
+        address = cgutils.pointer_add(b, self.own_start, b.mul(self.own_stride, k), self.start.type)
+        args = [address, _I32(self.align), mask(b, self.left, self.size), content]
+        if name == "store":
+            args = [args.pop(), *args]
+        return masked(b, name, result, args, self.vector)
+
+
+def _width(element: Any) -> int:
+    return width(types.float32 if element == types.uint16 else element)
+
+
+def _size_of_square(element: Any) -> int:
+    return _width(element) // 4
+
+
+def _line(builder: Any, data: ir.Value, j: ir.Value, count: int) -> ir.Value:
+    """The address of a tile's line."""
+    start = builder.gep(data, [builder.mul(j, _I64(count))])
+    return builder.bitcast(start, ir.VectorType(data.type.pointee, count).as_pointer())
+
+
+def _turner(name: str, back: bool) -> Any:
+    def typed(typingctx: Any, matrix: Any, i: Any, n: Any, tile: Any) -> Any:
+        count, size = _width(matrix.dtype), _size_of_square(matrix.dtype)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            array = context.make_array(sig.args[0])(context, builder, args[0])
+            lines = context.make_array(sig.args[3])(context, builder, args[3]).data
+            _, columns = cgutils.unpack_tuple(builder, array.shape)
+            with cgutils.for_range_slice(builder, _I64(0), columns, _I64(size), _I64) as (j, _):
+                square = _Square(context, builder, sig.args[0], *args[:3], j)
+                places = [_line(builder, lines, builder.add(j, _I64(k)), count) for k in range(size)]
+                if back:
+                    rows = _turned(builder, [builder.load(place, align=64) for place in places])
+                    square.store([half.narrow(builder, name, row) if name else row for row in rows])
+                else:
+                    rows = [half.widen(builder, name, row) if name else row for row in square.load()]
+                    for line, place in zip(_turned(builder, rows), places, strict=True):
+                        builder.store(line, place, align=64)
+            return context.get_dummy_value()
+
+        return types.void(matrix, types.intp, types.intp, tile), lower
+
+    typed.__doc__ = "Fill a tile with `n` rows of a matrix from row `i` on; lanes beyond hold the last one once more."
+    if back:
+        typed.__doc__ = "Write the first `n` lanes of a tile to the rows of a matrix from row `i` on."
+    return intrinsic(typed)
+
+
+@intrinsic
+def line(typingctx: Any, tile: Any, j: Any) -> Any:
+    """Column `j` of all rows of a tile."""
+    lanes = Lanes(tile.dtype, width(tile.dtype))
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(_line(builder, data, args[1], lanes.count), align=64)
+
+    return lanes(tile, types.intp), lower
+
+
+@intrinsic
+def set_line(typingctx: Any, tile: Any, j: Any, value: Any) -> Any:
+    """Write column `j` of all rows of a tile."""
+    count = width(tile.dtype)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        content = args[2] if isinstance(value, Lanes) else splat(builder, args[2], count)
+        builder.store(content, _line(builder, data, args[1], count), align=64)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, value), lower
+
+
+# --- one value a row ---------------------------------------------------------------------------------------------------
+
+
+class _Spots:
+    """An element for each lane: `offsets` bytes after an address, where there is one."""
+
+    def __init__(self, builder: Any, data: ir.Value, offsets: ir.Value, there: ir.Value) -> None:
+        element, count = data.type.pointee, offsets.type.count
+        places = builder.add(splat(builder, builder.ptrtoint(data, _I64), count), offsets)
+        self.addresses = builder.inttoptr(places, ir.VectorType(data.type, count))
+        self.builder, self.there, self.vector = builder, there, ir.VectorType(element, count)
+        self.align = _I32(_size(element))
+
+    def load(self) -> ir.Value:
+        """The elements, 0 where there is none."""
+        zero = ir.Constant(self.vector, None)
+        return self._call("gather", self.vector, [self.addresses, self.align, self.there, zero])
+
+    def store(self, content: ir.Value) -> None:
+        self._call("scatter", ir.VoidType(), [content, self.addresses, self.align, self.there])
+
+    def _call(self, name: str, result: ir.Type, args: list[ir.Value]) -> ir.Value:
+        kind = ir.FunctionType(result, [a.type for a in args])
+        full_name = f"llvm.masked.{name}.{suffix(self.vector)}.v{self.vector.count}p0"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full_name), args)
+
+
+def _size(element: ir.Type) -> int:
+    return element.width // 8 if isinstance(element, ir.IntType) else 4 if isinstance(element, ir.FloatType) else 8
+
+
+def _numbers(count: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I64, count), list(range(count)))
+
+
+class _Column:
+    """The only column of a matrix, `n` rows of it from row `i` on."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, matrix: ir.Value, i: ir.Value, n: ir.Value, count: int) -> None:
+        array = context.make_array(kind)(context, builder, matrix)
+        stride, _ = cgutils.unpack_tuple(builder, array.strides)
+        self.builder, self.vector = builder, ir.VectorType(context.get_data_type(kind.dtype), count)
+        self.start = cgutils.pointer_add(builder, array.data, builder.mul(i, stride), array.data.type)
+        size = _size(self.vector.element)
+        self.dense = builder.and_(builder.icmp_signed("==", stride, _I64(size)), builder.icmp_signed(">=", n, _I64(count)))
+        offsets = builder.mul(splat(builder, stride, count), _numbers(count))
+        self.spots = _Spots(builder, self.start, offsets, mask(builder, n, count))
+        self.address = builder.bitcast(self.start, self.vector.as_pointer())
+        self.align = size
+
+    def load(self) -> ir.Value:
+        b = self.builder
+        with b.if_else(self.dense, likely=True) as (yes, no):
+            with yes:
+                plain = b.load(self.address, align=self.align)
+                dense_block = b.block
+            with no:
+                gathered = self.spots.load()
+                other_block = b.block
+        result = b.phi(self.vector)
+        result.add_incoming(plain, dense_block)
+        result.add_incoming(gathered, other_block)
+        return result
+
+    def store(self, content: ir.Value) -> None:
+        with self.builder.if_else(self.dense, likely=True) as (yes, no):
+            with yes:
+                self.builder.store(content, self.address, align=self.align)
+            with no:
+                self.spots.store(content)
+
+
+def _row_loader(name: str) -> Any:
+    def typed(typingctx: Any, like: Any, matrix: Any, i: Any, n: Any) -> Any:
+        lanes = Lanes(types.float32 if name else matrix.dtype, width(like))
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            found = _Column(context, builder, sig.args[1], *args[1:], lanes.count).load()
+            return half.widen(builder, name, found) if name else found
+
+        return lanes(like, matrix, types.intp, types.intp), lower
+
+    typed.__doc__ = """The values that `n` rows of a matrix of one column have, from row `i` on; 0 in the lanes beyond."""
+    return intrinsic(typed)
+
+
+def _row_storer(name: str) -> Any:
+    def typed(typingctx: Any, like: Any, matrix: Any, i: Any, n: Any, value: Any) -> Any:
+        count = width(like)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            content = args[4] if isinstance(value, Lanes) else splat(builder, args[4], count)
+            content = half.narrow(builder, name, content) if name else content
+            _Column(context, builder, sig.args[1], *args[1:4], count).store(content)
+            return context.get_dummy_value()
+
+        return types.void(like, matrix, types.intp, types.intp, value), lower
+
+    typed.__doc__ = """Write the first `n` lanes to a matrix of one column, from row `i` on."""
+    return intrinsic(typed)
+
+
+def _picker(name: str, turned: bool) -> Any:
+    def typed(typingctx: Any, values: Any, columns: Any, length: Any) -> Any:
+        lanes = Lanes(types.float32 if name else values.dtype, columns.count)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            place = args[1]
+            inside = builder.icmp_unsigned("<", place, splat(builder, args[2], lanes.count))
+            if turned:
+                shift = ir.Constant(place.type, [lanes.count] * lanes.count)
+                place = builder.add(builder.mul(place, shift), _numbers(lanes.count))
+            size = ir.Constant(place.type, [_size(data.type.pointee)] * lanes.count)
+            found = _Spots(builder, data, builder.mul(place, size), inside).load()
+            found = half.widen(builder, name, found) if name else found
+            return builder.select(inside, found, ir.Constant(found.type, [float("nan")] * lanes.count))
+
+        return lanes(values, columns, types.intp), lower
+
+    where = "a tile, one in each lane's row" if turned else "a row"
+    typed.__doc__ = f"The elements at `columns` of {where}; NaN outside the first `length`."
+    return intrinsic(typed)
+
+
+@intrinsic
+def add_up(typingctx: Any, sums: Any, value: Any, n: Any) -> Any:
+    """The first `n` lanes added to float64 lanes."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        content = args[1] if isinstance(value, Lanes) else splat(builder, args[1], sums.count)
+        if content.type != args[0].type:
+            content = builder.fpext(content, args[0].type)
+        zero = ir.Constant(args[0].type, None)
+        return builder.fadd(args[0], builder.select(mask(builder, args[2], sums.count), content, zero))
+
+    return sums(sums, value, types.intp), lower
+
+
+@intrinsic
+def nothing(typingctx: Any, like: Any) -> Any:
+    """float64 lanes of zeros, as many as there are of the dtype of `like`."""
+    lanes = Lanes(types.float64, width(like))
+    return lanes(like), lambda context, builder, sig, args: ir.Constant(context.get_value_type(lanes), None)
+
+
+@intrinsic
+def anywhere(typingctx: Any, condition: Any) -> Any:
+    """Whether a condition holds in one of the lanes."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.IntType(condition.count)
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], kind), kind(0))
+
+    return types.boolean(condition), lower
+
+
+turn, turn_float16, turn_bfloat16 = (_turner(name, back=False) for name in ("", "float16", "bfloat16"))
+turn_back, turn_back_float16, turn_back_bfloat16 = (_turner(name, back=True) for name in ("", "float16", "bfloat16"))
+load_rows, load_rows_float16, load_rows_bfloat16 = map(_row_loader, ("", "float16", "bfloat16"))
+store_rows, store_rows_float16, store_rows_bfloat16 = map(_row_storer, ("", "float16", "bfloat16"))
+pick, pick_float16, pick_bfloat16 = (_picker(name, turned=False) for name in ("", "float16", "bfloat16"))
+pick_line = _picker("", turned=True)
