@@ -85,6 +85,17 @@ def _table(headings: Sequence[str], rows: Iterable[tuple[Result, Sequence[Any]]]
     return shown
 
 
+def line(result: Result) -> str:
+    """A case in few words, while the others run."""
+    if not result.timings:
+        return f"{result.case.name}: not measured"
+    seconds = result.timings[OURS].seconds
+    rivals = {name: ratio for name in result.memory if name != OURS and (ratio := result.ratio(name)) is not None}
+    best = min(rivals, key=lambda name: rivals[name], default="")
+    told = f"{result.case.name}: {duration(seconds)}, {100 * result.limit_seconds / seconds:.0f} % of the limit"
+    return told + (f", {best} × {_three(rivals[best])}" if best else "")
+
+
 def label(case: Case) -> str:
     """Kernel, options and direction, and the dtype where it is not the usual one."""
     return case.group if case.dtype == "float32" else f"{case.group} {case.dtype}"

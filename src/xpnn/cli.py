@@ -127,6 +127,8 @@ def bench(
             except WrongResultError as error:
                 raise click.ClickException(str(error)) from error
             progress.advance(task)
+            if progress.disable:  # no bar: a line for each case, so that a log tells how far it is
+                click.echo(f"{len(results)}/{len(found)} {report.line(results[-1])}", err=True)
         rates, scaling = {}, {}
         if page is not None or to is not None:
             progress.update(task, description="threads")
