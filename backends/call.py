@@ -371,7 +371,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             raise TypeError(wrong(label, ", ".join(cotangents), "None", "at least one array"))
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
         if arguments:
-            gradient = kernel._shortly("backward", arguments, {"out": out})
+            short = kernel._short("backward", arguments)
+            gradient = None if short is None else short(*arguments, out=out)
             if gradient is not None:
                 return gradient
         given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)

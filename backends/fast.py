@@ -21,7 +21,7 @@ def _as_bits(dtype: Any) -> str:
     return ".view(uint16)" if dtype.name in HALF else ""
 
 
-_EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "(rows, 1)", (1, 1): "(1, 1)"}
+_EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "rows", (1, 1): "1"}
 
 
 def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]) -> None:
@@ -66,73 +66,81 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     arrays = {n: f"a{k}" for k, n in enumerate(kinds)}
     made = {n: f"r{k}" for k, n in enumerate(results)}
     first = next(arrays[n] for n, kind in kinds.items() if kind is Full)
-    as_it_is = len(fr.shape) == 2 and fr.axis is not None
-    # what an argument is comes first: only then has it a shape; all but the first may be anything
+    as_it_is = len(fr.shape) == 2 and fr.axis is not None  # the loop then looks itself whether the arrays fit
     given = dict(zip(arrays.values(), args, strict=True))
     lines = [f"def fast({', '.join(arrays.values())}, out=None):"]
     for a, array in given.items():
-        kind = "" if array is args[0] else f"type({a}) is not ndarray or "
-        dimensions = f" or {a}.ndim != {array.ndim}" if a == first else ""
-        lines.append(f"    if {kind}{a}.dtype is not {a}_dtype{dimensions}: return None")
-    lines += [
-        f"    shape, size = {first}.shape, {first}.size",
-        f"    if not size or not {first}.flags.c_contiguous: return None",
-    ]
+        if array is not args[0]:  # the key of this way holds what the first argument is
+            lines.append(
+                f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype or {a}.ndim != {array.ndim}: return None"
+            )
     if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
-        shapes_now = " ".join("shape," if a == first else f"{a}.shape," for a in arrays.values())
-        lines.append(f"    if ({shapes_now}) not in checked: return None")
-    if fr.reach != "row":
-        lines.append(f"    rows, columns = {'1, size' if fr.reach == 'element' else 'rectangle(size)'}")
-    elif len(fr.shape) == 2:
-        lines.append("    rows, columns = shape")
+        lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
+    if as_it_is:
+        lines.append(f"    rows, columns = {first}.shape")
     else:
-        lines += ["    columns = shape[-1]", "    rows = size // columns"]
+        lines += [
+            f"    shape, size = {first}.shape, {first}.size",
+            f"    if not size or not {first}.flags.c_contiguous: return None",
+        ]
+        if fr.reach != "row":
+            lines.append(f"    rows, columns = {'1, size' if fr.reach == 'element' else 'rectangle(size)'}")
+        else:
+            lines += ["    columns = shape[-1]", "    rows = size // columns"]
     passed = []
     for n, a in arrays.items():
-        if a != first:
-            fits = "shape" if kinds[n] is Full else "shape[:-1]"
-            lines.append(f"    if {a}.shape != {fits} or not {a}.flags.c_contiguous: return None")
-        view = f"{a}.reshape(rows, {'columns' if kinds[n] is Full else '1'})"
-        passed.append((a if kinds[n] is Full and as_it_is else view) + _as_bits(dtypes[n]))
-    shapes = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, 1): "()"}
+        if as_it_is:
+            view = a
+        else:
+            if a != first:
+                fits = "shape" if kinds[n] is Full else "shape[:-1]"
+                lines.append(f"    if {a}.shape != {fits} or not {a}.flags.c_contiguous: return None")
+            view = f"{a}.reshape(rows, columns)" if kinds[n] is Full else f"{a}.reshape(rows)"
+        passed.append(view + _as_bits(dtypes[n]))
     target = given_out[0] if len(given_out) == 1 else None
     for n, r in made.items():
-        extents = _EXTENTS[results[n]]
+        kind = results[n]
+        new = f"empty({_EXTENTS[kind]}, {r}_dtype)"
+        view = r
         if n != target:
-            lines.append(f"    {r} = empty({extents}, {r}_dtype)")
+            lines.append(f"    {r} = {new}")
         else:
-            full_name = next(k for k, a in arrays.items() if a == first)
-            alias = f"{first} is out" if (n, full_name) not in e.unsafe else "False"
-            # two arrays that own their memory share none
-            own = "not (out.flags.owndata and {a}.flags.owndata) and may_share_memory(out, {a})"
-            shared = " or ".join(f"out is {a} or {own.format(a=a)}" for a in arrays.values())
+            dimensions = {("R", "C"): len(fr.shape), ("R", 1): len(fr.shape) - 1, (1, 1): 0}[kind]
             lines += [
-                f"    if out is None: {r} = empty({extents}, {r}_dtype)",
+                f"    if out is None: {r} = {new}",
                 "    else:",
-                f"        if type(out) is not ndarray or out.dtype is not {r}_dtype: return None",
-                f"        if out.shape != {shapes[results[n]]} or not out.flags.c_contiguous: return None",
-                f"        if not out.flags.writeable or ({shared}) and not ({alias}): return None",
-                f"        {r} = {'out' if as_it_is and results[n] == ('R', 'C') else f'out.reshape({extents})'}",
+                f"        if type(out) is not ndarray or out.dtype is not {r}_dtype or out.ndim != {dimensions}: return None",
+                "        if not out.flags.writeable: return None",
             ]
-        passed.append(r + _as_bits(compiled.dtypes[n]))
+            if as_it_is and kind != (1, 1):
+                lines.append(f"        {r} = out")
+            else:
+                shape = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, 1): "()"}[kind]
+                lines += [
+                    f"        if out.shape != {shape} or not out.flags.c_contiguous: return None",
+                    f"        {r} = out.reshape({_EXTENTS[kind]})",
+                ]
+        passed.append(view + _as_bits(compiled.dtypes[n]))
     if target is None:
         lines.insert(1, "    if out is not None: return None")
     values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
-    passed += values
-    lines.append(f"    if size < limit: outside = (forms[columns > most_short] or form(columns))(0, 1, {', '.join(passed)})")
-    lines.append(f"    else: outside = run(size, columns, {', '.join(passed)})")
-    lines.append("    if outside >= 0: return None")
-    back = {("R", "C"): "" if as_it_is else ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]", (1, 1): "[0, 0]"}
-    returned = {n: made[n] + back[results[n]] for n in wanted}
+    joined = ", ".join([*passed, *values])
+    lines += [
+        # all types have been looked at above: a fifth of the time of a small call goes without another look
+        f"    outside = (entries[columns > most_short] or entry(columns))(0, 0, {joined})",
+        f"    if outside == -2: outside = run(rows * columns, columns, {joined})",
+        "    if outside != -1: return None",
+    ]
+    back = {("R", "C"): "" if as_it_is else ".reshape(shape)", ("R", 1): "" if as_it_is else ".reshape(shape[:-1])[()]"}
+    returned = {n: made[n] + (back | {(1, 1): "[0]"})[results[n]] for n in wanted}
     if target is not None:
         lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
     lines.append(f"    return {', '.join(returned.values())}")
     scope = {f"{a}_dtype": array.dtype for a, array in given.items()} | values
     scope |= {f"{r}_dtype": compiled.dtypes[n] for n, r in made.items()}
-    scope |= {"ndarray": np.ndarray, "empty": np.empty, "may_share_memory": np.may_share_memory, "uint16": np.uint16}
-    scope |= {"forms": compiled.forms, "form": compiled.form, "most_short": compiled.most_short}
-    scope |= {"run": compiled.direct, "limit": compiled.serial_below}
-    scope |= {"rectangle": rectangle}
+    scope |= {"ndarray": np.ndarray, "empty": np.empty, "uint16": np.uint16}
+    scope |= {"rectangle": rectangle, "run": compiled.direct}
+    scope |= {"entries": compiled.entries, "entry": compiled.entry, "most_short": compiled.most_short}
     scope["checked"] = call.kernel._checked
     exec("\n".join(lines), scope)
     store[key] = scope["fast"]

@@ -76,18 +76,22 @@ class Kernel:
         return inspect.Signature(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs or kwargs.keys() == _OUT:
-            result = self._shortly("forward", args, kwargs)
+        try:  # what `_short` does; here a call of it would be felt
+            first = args[0]
+            short = self._fast["forward", len(args), type(first), _context(), choice.process, first.dtype, first.ndim]
+        except (AttributeError, IndexError, KeyError):
+            short = None
+        if short is not None:
+            result = short(*args) if not kwargs else short(*args, **kwargs) if kwargs.keys() == _OUT else None
             if result is not None:
                 return result
         return call.forward(self, args, kwargs)
 
-    def _shortly(self, direction: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result by a short way; None where there is none for these arrays."""
+    def _short(self, direction: str, args: tuple[Any, ...]) -> Any:
+        """A short way for such arrays, whose result is None where it cannot be gone; or None."""
         if not args or (kind := type(first := args[0])) not in FAST:
             return None
-        fast = self._fast.get((direction, len(args), kind, _context(), choice.process, first.dtype, first.ndim))
-        return None if fast is None else fast(*args, **kwargs)
+        return self._fast.get((direction, len(args), kind, _context(), choice.process, first.dtype, first.ndim))
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.
@@ -141,8 +145,8 @@ class Kernel:
         array([[-0.5,  0.5]])
         """
         if wrt is None and (not kwargs or kwargs.keys() == _OUT):
-            result = self._shortly("value_and_grad", args, kwargs)
-            if result is not None:
+            short = self._short("value_and_grad", args)
+            if short is not None and (result := short(*args, **kwargs)) is not None:
                 return result  # type: ignore[no-any-return]
         return call.value_and_grad(self, args, kwargs, wrt)
 
@@ -236,8 +240,8 @@ class Backward:
             self.__doc__ = args[0].__doc__
             return args[0]
         if not kwargs or kwargs.keys() == _OUT:
-            result = kernel._shortly("backward", args, kwargs)
-            if result is not None:
+            short = kernel._short("backward", args)
+            if short is not None and (result := short(*args, **kwargs)) is not None:
                 return result
         return call.backward(kernel, args, kwargs)
 

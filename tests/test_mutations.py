@@ -113,8 +113,8 @@ def test_a_skipped_tail_is_caught(name: str, columns: int, monkeypatch: pytest.M
     for tail, skipped in tails.items():
         broken = broken.replace(tail, skipped)
     assert broken != emitted.text
-    result = np.zeros((3, columns) if name not in ("logsumexp",) else (3, 1), np.float32)
-    results = [result if n == "y" else np.zeros((3, 1), np.float32) for n in emitted.outputs]
+    result = np.zeros((3, columns) if name not in ("logsumexp",) else 3, np.float32)
+    results = [result if n == "y" else np.zeros(3, np.float32) for n in emitted.outputs]
     cache.load(f"mutant_{name}", broken).call(0, 1, arrays["x"], *results)
     assert truth.excess({"y": result.reshape(truth.exact["y"].shape)})[2] > 0
     with choice.use_backend("numba"):

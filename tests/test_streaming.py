@@ -73,7 +73,7 @@ def test_same_bits(dtype: str, streamed: Callable[[bool], None], monkeypatch: py
     streamed(True)
     for threads in ("1", "3"):
         monkeypatch.setenv("XPNN_NUM_THREADS", threads)
-        monkeypatch.setattr("xpnn.backends.numba.SERIAL_BELOW", 0)
+        monkeypatch.setattr("xpnn.backends.numba.emit.SERIAL_BELOW", 0)
         for shape in SHAPES:
             for name, call in calls(shape, kind).items():
                 for offset, gap in ((0, 0), (1, 0), (4, 3), (13, 16)):

@@ -14,7 +14,6 @@ from xpnn.backends.steps import executable
 from xpnn.backends.task import HALF, Executable, OutOfRange, Task
 
 DTYPES = (*HALF, "float32", "float64")
-SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
 
 
 class Numba:
@@ -48,7 +47,8 @@ def _emitted(program: Program, dtype: str, wide: Collection[str], short: bool = 
 class Compiled:
     """One loop, compiled when it is first called, in one form for short rows and one for others.
 
-    `direct` takes canonical arrays with adjacent columns, in the emitted order; half precision as 16-bit integers.
+    `direct` takes canonical arrays with adjacent columns, in the emitted order: half precision as 16-bit integers, and vectors
+    of what has one value a row.
     """
 
     def __init__(self, program: Program, dtype: str, wide: Collection[str]) -> None:
@@ -61,7 +61,8 @@ class Compiled:
         self.most_short = self.emitted.most_short
         self._emit_short = functools.partial(_emitted, program, dtype, wide, short=True)
         self.forms: list[Any] = [None, None]  # for rows of at most `most_short` columns, and for longer ones
-        self.serial_below = SERIAL_BELOW // self.emitted.work
+        self.entries: list[Any] = [None, None]
+        self.serial_below = self.emitted.serial_below
         self.unsafe = self.emitted.unsafe
 
     def form(self, columns: int) -> Any:
@@ -72,6 +73,14 @@ class Compiled:
 
             self.forms[long] = cache.load(self.program.name, (self.emitted if long else self._emit_short()).text).call
         return self.forms[long]
+
+    def entry(self, columns: int) -> Any:
+        """The same without looks at its arguments' types; other ones than the emitted code's would do harm."""
+        long = columns > self.most_short
+        if self.entries[long] is None:
+            (compiled,) = self.form(columns).overloads.values()
+            self.entries[long] = compiled.entry_point
+        return self.entries[long]
 
     def warm(self) -> None:
         """Compile what was not needed yet."""
@@ -111,7 +120,8 @@ class Compiled:
         values = [numbers[n] for n in e.numbers]
         across = inputs[e.across] if e.across in inputs else results[e.across] if e.across else None
         columns = 1 if across is None else across.shape[1]
-        outside = self.direct(size, columns, *map(bits, inputs.values()), *map(bits, results.values()), *values)
+        given = (self._argument(name, a) for name, a in (*inputs.items(), *results.items()))
+        outside = self.direct(size, columns, *given, *values)
         if outside >= 0:
             name = e.index[outside % 8]
             row = outside // 8
@@ -121,6 +131,11 @@ class Compiled:
             target[...] = results[name]
             results[name] = target
         return results
+
+    def _argument(self, name: str, a: Any) -> Any:
+        """An array as emitted code takes it: without a second axis where that is one."""
+        node = (self.program.inputs | self.program.outputs)[name]
+        return bits(a[:, 0] if node.shape[1] == 1 else a)
 
     def _writable(self, name: str, target: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether a loop may write straight into an array."""

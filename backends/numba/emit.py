@@ -13,6 +13,7 @@ A value that is dear to compute and needed in two phases is kept in the row of a
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -35,8 +36,13 @@ _VOCABULARY = {
         "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh", "to_float", "to_int",
         "total", "where",
     ],
-    "memory": ["apart", "cut", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES)],
-    "rows": ["row", *(n + half for n in ("at", "load", "put", "store") for half in _HALVES)],
+    "memory": [
+        "apart", "cut", "desk", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES),
+    ],
+    "rows": [
+        "column", "fits", "row",
+        *(n + half for n in ("at", "load", "put", "store") for half in _HALVES),
+    ],
     "tiles": [
         "add_up", "anywhere", "line", "nothing", "pick_line", "set_line",
         *(n + half for n in ("load_rows", "pick", "store_rows", "turn", "turn_back") for half in _HALVES),
@@ -45,14 +51,17 @@ _VOCABULARY = {
 # fmt: on
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
+SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
 
 
 @dataclass(frozen=True)
 class Emitted:
     """A module's text, and how to call its `call(runner, threads, *inputs, *outputs, *numbers)`.
 
-    `index` is the order in which `call` checks its index inputs: it returns -1, or check number + 8 * row.
-    `unsafe` holds the pairs (output, input) that must not share memory. `work` is the cost per element. `across` is an array
+    `index` is the order in which `call` checks its index inputs: it returns -1, or check number + 8 * row. Given no threads, it
+    looks at the arrays first, and does nothing where it returns -3, for arrays that do not fit, or -2, for `serial_below`
+    elements and more.
+    `unsafe` holds the pairs (output, input) that must not share memory. `across` is an array
     with the columns that rows are reduced along: up to `most_short` of them a short form is chosen, beyond this one; "" and 0
     if there is one form.
     """
@@ -63,7 +72,7 @@ class Emitted:
     numbers: tuple[str, ...]
     index: tuple[str, ...]
     unsafe: frozenset[tuple[str, str]]
-    work: int
+    serial_below: int
     across: str
     most_short: int
 
@@ -84,10 +93,11 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     for k, stage in enumerate(plan):
         in_tiles = stage.shape[0] != 1 and (stage.shape[1] == 1 or short) and not is_map(stage)
         writers.append((TileWriter if in_tiles else LoopWriter)(context, stage, f"stage{k}", sums))
-    functions = ["\n".join(lines) for lines in (*(f for w in writers for f in w.write()), _call(context, writers, sums))]
-    text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
     nodes = walk(program.outputs.values())
     work = 1 + 8 * sum(n.op in DEAR for n in nodes) + sum(n.op == "div" for n in nodes)
+    call = _call(context, writers, sums, SERIAL_BELOW // work)
+    functions = ["\n".join(lines) for lines in (*(f for w in writers for f in w.write()), call)]
+    text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
     own = {new: old for old, new in safe.items()}
     unsafe = frozenset((own[a], own[b]) for a, b in context.unsafe)
     reduced = {w.stage.shape[1] for w in writers if w.phases.reductions}
@@ -96,7 +106,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     most_short = 0 if not across else context.lanes * (4 if any(n.op in DEAR and 1 not in n.shape for n in nodes) else 1)
     p = program
     names = (tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index))
-    return Emitted(text, *names, unsafe, work, across, most_short)
+    return Emitted(text, *names, unsafe, SERIAL_BELOW // work, across, most_short)
 
 
 # names that emitted code uses itself; none of them ends with an underscore
@@ -104,7 +114,8 @@ _OURS = re.compile(
     r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
     r"hot|whole|rest|pending|streamed|kept_rows|pitch|tiles|index|"
     + "|".join(name for names in _VOCABULARY.values() for name in names)
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tile)|(stage|number|total|sums|kept|t)\d+"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tile|given)"
+    + r"|(stage|number|total|sums|kept|t)\d+"
 )
 
 
@@ -157,13 +168,19 @@ def _header(context: Context, banner: str, body: str) -> str:
     )
 
 
-def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str]) -> list[str]:
+def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str], serial_below: int) -> list[str]:
     """The entry point: check the indices, run the stages, finish the sums, write the numbers."""
     p = context.program
-    codes = ["i", "i", *(f"r{'h' if name in context.halves else _CODES[n.dtype]}" for name, n in p.inputs.items())]
-    codes += [f"w{'h' if name in context.halves else _CODES[n.dtype]}" for name, n in p.outputs.items()]
+    arrays = p.inputs | p.outputs
+    narrow = [name for name, n in arrays.items() if n.shape[1] == 1]
+    codes = ["i", "i"]
+    for name, n in arrays.items():
+        element = "h" if name in context.halves else _CODES[n.dtype]
+        codes.append(f"{'r' if name in p.inputs else 'w'}{1 if name in narrow else 2}{element}")
     codes += [_CODES[n.dtype] for n in p.options.values()]
-    body = [f"{context.extent(s)} = {source}" for s, source in context.extents.items()]
+    body = [f"{name} = column({name}_given)" for name in narrow]
+    body += [f"{context.extent(s)} = {source}" for s, source in context.extents.items()]
+    body += ["if threads == 0:", *(f"    {line}" for line in _look(context, writers, serial_below)), "    threads = 1"]
     for k, (name, exempt) in enumerate(p.index.items()):
         columns = next(context.extent(n.shape[1]) for n in p.inputs.values() if 1 not in n.shape)
         test = f"logical_or(index < 0, index >= {columns})"
@@ -189,6 +206,25 @@ def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str]) -
             body += [*lines, context.put(name, "0", "0", value)]
     return [
         f'@njit(signature(real, "{" ".join(codes)}"), nogil=True, error_model="numpy", cache=True)',
-        f"def call({', '.join(['runner', 'threads', *p.inputs, *p.outputs, *p.options])}):",
+        f"def call({', '.join(['runner', 'threads', *(f'{n}_given' if n in narrow else n for n in arrays), *p.options])}):",
         *(f"    {line}" for line in [*body, "return -1"]),
+    ]
+
+
+def _look(context: Context, writers: list[StageWriter], serial_below: int) -> list[str]:
+    """Whether the arrays are such that the loops may run over them, and few enough elements for one thread."""
+    p = context.program
+    shapes = [context.extent(symbol) for n in (*p.outputs.values(), *p.inputs.values()) for symbol in n.shape]
+    pairs = list(itertools.product(p.outputs, p.inputs))
+    same = sum(
+        1 << k for k, (o, i) in enumerate(pairs) if (o, i) not in context.unsafe and p.outputs[o].shape == p.inputs[i].shape
+    )
+    written, read, numbers = (f"({''.join(f'{name}, ' for name in names)})" for names in (p.outputs, p.inputs, shapes))
+    grids = dict.fromkeys(" * ".join(context.extent(s) for s in w.stage.shape if s != 1) for w in writers)
+    large = " or ".join(f"{grid} >= {serial_below}" for grid in grids if grid) or "False"
+    return [
+        f"if not fits({written}, {read}, {numbers}, {same}):",
+        "    return -3",
+        f"if {large}:",
+        "    return -2",
     ]

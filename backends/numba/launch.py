@@ -51,14 +51,14 @@ def run(function, arguments, blocks, threads):
 def signature(real: Any, codes: str) -> Any:
     """The Numba signature of `call`, from a code for each parameter.
 
-    i and f are numbers, integer or of the floating type `real`; rf, ri and rh matrices to read, wf and wh to write, h being
-    half precision as 16-bit integers. Matrices may have any row stride: their layout is "A", and `rows.row` relies on
-    adjacent columns, which the caller has checked.
+    i and f are numbers, integer or of the floating type `real`; r2f, r2i and r2h matrices to read, w2f and w2h to write, h
+    being half precision as 16-bit integers; with 1 for 2, vectors of one value a row. Rows may be any stride apart: the layout
+    is "A", and `rows.row` relies on adjacent columns, which the caller has checked.
     """
     kinds = {"i": types.intp, "f": real}
     element = {"f": real, "i": types.int64, "h": types.uint16}
     arguments = (
-        kinds[code] if code in kinds else types.Array(element[code[1]], 2, "A", readonly=code[0] == "r")
+        kinds[code] if code in kinds else types.Array(element[code[2]], int(code[1]), "A", readonly=code[0] == "r")
         for code in codes.split()
     )
     return types.intp(*arguments)

@@ -7,6 +7,7 @@ is so fetched for nothing and soon driven out again. Written around them it is w
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +21,7 @@ from xpnn.backends.numba.lanes import Lanes, width
 from xpnn.backends.numba.rows import place
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+_ON_STACK = sys.platform != "win32"  # where more than a page of it asks for a function of the C compiler's
 
 
 def _fetcher(write: bool) -> Any:
@@ -99,29 +101,45 @@ def cut(typingctx: Any, values: Any, start: Any, stop: Any, around: Any) -> Any:
     return types.UniTuple(types.intp, 4)(values, types.intp, types.intp, types.boolean), lower
 
 
-@intrinsic
-def room(typingctx: Any, like: Any, rows: Any, columns: Any) -> Any:
-    """A matrix of numbers like a given one, not written yet. `np.empty` would be compiled anew for every module."""
-    matrix = types.Array(like, 2, "C")
-    size = int(like.bitwidth) // 8
+def _maker(small: int) -> Any:
+    def typed(typingctx: Any, like: Any, rows: Any, columns: Any) -> Any:
+        matrix = types.Array(like, 2, "C")
+        size = int(like.bitwidth) // 8
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        line = builder.mul(args[2], _I64(size))
-        meminfo = context.nrt.meminfo_alloc_aligned(builder, builder.mul(args[1], line), 64)
-        with builder.if_then(cgutils.is_null(builder, meminfo), likely=False):
-            context.call_conv.return_user_exc(builder, MemoryError, ("no memory for sums",))
-        target = context.make_array(matrix)(context, builder)
-        context.populate_array(
-            target,
-            data=builder.bitcast(context.nrt.meminfo_data(builder, meminfo), context.get_data_type(like).as_pointer()),
-            shape=[args[1], args[2]],
-            strides=[line, _I64(size)],
-            itemsize=_I64(size),
-            meminfo=meminfo,
-        )
-        return impl_ret_new_ref(context, builder, matrix, target._getvalue())
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            line = builder.mul(args[2], _I64(size))
+            whole = builder.mul(args[1], line)
+            with builder.goto_entry_block():  # `alloca_once` would write zeros to all of it
+                place = builder.alloca(ir.ArrayType(ir.IntType(8), small if _ON_STACK else 64))
+                place.align = 64
+            byte = ir.IntType(8).as_pointer()
+            data = cgutils.alloca_once_value(builder, builder.bitcast(place, byte))
+            owner = cgutils.alloca_once_value(builder, ir.Constant(byte, None))
+            enough = _I64(small if _ON_STACK else 0)
+            with builder.if_then(builder.icmp_unsigned(">", whole, enough)):
+                meminfo = context.nrt.meminfo_alloc_aligned(builder, whole, 64)
+                with builder.if_then(cgutils.is_null(builder, meminfo), likely=False):
+                    context.call_conv.return_user_exc(builder, MemoryError, ("no memory for sums",))
+                builder.store(context.nrt.meminfo_data(builder, meminfo), data)
+                builder.store(meminfo, owner)
+            target = context.make_array(matrix)(context, builder)
+            context.populate_array(
+                target,
+                data=builder.bitcast(builder.load(data), context.get_data_type(like).as_pointer()),
+                shape=[args[1], args[2]],
+                strides=[line, _I64(size)],
+                itemsize=_I64(size),
+                meminfo=builder.load(owner),
+            )
+            return impl_ret_new_ref(context, builder, matrix, target._getvalue())
 
-    return matrix(like, types.intp, types.intp), lower
+        return matrix(like, types.intp, types.intp), lower
+
+    typed.__doc__ = f"""A matrix of numbers like a given one, not written yet; up to {small} bytes of it on the stack.
+
+    To be called once, not in a loop. `np.empty` would be compiled anew for every module.
+    """
+    return intrinsic(typed)
 
 
 @intrinsic
@@ -152,5 +170,6 @@ def settle(typingctx: Any) -> Any:
     return types.void(), lower
 
 
+room, desk = _maker(256), _maker(3072)
 fetch, fetch_to_write = map(_fetcher, (False, True))
 stream, stream_float16, stream_bfloat16 = map(_streamer, ("", "float16", "bfloat16"))

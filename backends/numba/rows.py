@@ -6,6 +6,8 @@ Rows of half precision are rows of 16-bit integers here; their functions carry t
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 from llvmlite import ir
@@ -41,6 +43,74 @@ def row(typingctx: Any, array: Any, i: Any) -> Any:
         return target._getvalue()
 
     return result(array, types.intp), lower
+
+
+@intrinsic
+def column(typingctx: Any, vector: Any) -> Any:
+    """A vector as a matrix of one column."""
+    result = types.Array(vector.dtype, 2, "A", readonly=not vector.mutable)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source = context.make_array(sig.args[0])(context, builder, args[0])
+        target = context.make_array(result)(context, builder)
+        context.populate_array(
+            target,
+            data=source.data,
+            shape=[*cgutils.unpack_tuple(builder, source.shape), _I64(1)],
+            strides=[*cgutils.unpack_tuple(builder, source.strides), source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=None,
+            parent=None,
+        )
+        return target._getvalue()
+
+    return result(vector), lower
+
+
+class _Extent:
+    """Where a matrix lies."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: ir.Value) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self.rows, self.columns = cgutils.unpack_tuple(builder, array.shape)
+        self.down, self.across = cgutils.unpack_tuple(builder, array.strides)
+        self.start, self.size = builder.ptrtoint(array.data, _I64), array.itemsize
+        last = builder.mul(builder.sub(self.rows, _I64(1)), self.down)
+        upwards = builder.icmp_signed("<", last, _I64(0))
+        self.width = builder.mul(self.columns, self.size)
+        self.low = builder.add(self.start, builder.select(upwards, last, _I64(0)))
+        self.high = builder.add(builder.add(self.start, builder.select(upwards, _I64(0), last)), self.width)
+
+
+@intrinsic
+def fits(typingctx: Any, written: Any, read: Any, shapes: Any, same: Any) -> Any:
+    """Whether loops may run over matrices, some of which they write.
+
+    They have the given numbers of rows and columns, none of them 0. Columns are adjacent, rows that are written apart. What is
+    written lies nowhere in what is read, unless it is the same matrix and the pair's bit is set in `same`.
+    """
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        extents = [
+            [_Extent(context, builder, kind, builder.extract_value(value, k)) for k, kind in enumerate(group.types)]
+            for group, value in zip(sig.args, args[:2], strict=False)
+        ]
+        numbers = iter(cgutils.unpack_tuple(builder, args[2]))
+        tests = []
+        for e in (*extents[0], *extents[1]):
+            for have, want in ((e.rows, next(numbers)), (e.columns, next(numbers))):
+                tests += [builder.icmp_signed("==", have, want), builder.icmp_signed("!=", have, _I64(0))]
+            one = builder.icmp_signed("==", e.columns, _I64(1))
+            tests.append(builder.or_(builder.icmp_signed("==", e.across, e.size), one))
+        tests += [builder.icmp_signed(">=", e.down, e.width) for e in extents[0]]
+        for k, (out, x) in enumerate(itertools.product(*extents)):
+            apart = builder.or_(builder.icmp_unsigned("<=", out.high, x.low), builder.icmp_unsigned("<=", x.high, out.low))
+            over = builder.and_(builder.icmp_signed("==", out.start, x.start), builder.icmp_signed("==", out.down, x.down))
+            allowed = builder.trunc(builder.lshr(args[3], _I64(k)), ir.IntType(1))
+            tests.append(builder.or_(apart, builder.and_(over, allowed)))
+        return functools.reduce(builder.and_, tests)
+
+    return types.boolean(written, read, shapes, types.intp), lower
 
 
 def masked(builder: Any, name: str, result: ir.Type, args: list[ir.Value], vector: ir.VectorType) -> ir.Value:

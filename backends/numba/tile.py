@@ -35,7 +35,7 @@ class TileWriter(StageWriter):
         rows, columns = map(self.context.extent, self.stage.shape)
         head: list[str] = []
         if self.tiles:
-            head = [f"pitch = ({columns} + W - 1) // W * W", f"tiles = room(f(0.0), {len(self.tiles)} * pitch, W)"]
+            head = [f"pitch = ({columns} + W - 1) // W * W", f"tiles = desk(f(0.0), {len(self.tiles)} * pitch, W)"]
             head += [f"{tile} = row(tiles, {k} * pitch)" for k, tile in enumerate(self.tiles.values())]
         head += [f"{name}_row = row({name}, 0)" for name, n in self.inputs.items() if n.shape[0] == 1 != n.shape[1]]
         head += [f"{self.table(t)}_row = row({self.table(t)}, 0)" for t in self.tables]

@@ -82,10 +82,11 @@ class _Square:
         """As many vectors as there are columns; the k-th has the k-th row of each 128 bits."""
         b, zero = self.builder, ir.Constant(self.vector, None)
         with b.if_then(b.not_(self.whole), likely=False):
-            last = b.sub(self.n, _I64(1))  # stands for the rows that are not there
-            with cgutils.for_range(b, _I64(self.count)) as loop:
-                k = b.select(b.icmp_signed("<", loop.index, last), loop.index, last)
-                b.store(self._masked("load", k, self.vector, zero), b.gep(self.scratch, [loop.index]))
+            for k in range(self.count):
+                b.store(zero, b.gep(self.scratch, [_I64(k)]))
+            rows = b.select(b.icmp_signed("<", self.n, _I64(self.count)), self.n, _I64(self.count))
+            with cgutils.for_range(b, rows) as loop:
+                b.store(self._masked("load", loop.index, self.vector, zero), b.gep(self.scratch, [loop.index]))
         rows = [b.load(self._row(k), align=self.align) for k in range(self.count)]
         return [_joined(b, rows[k :: self.size]) for k in range(self.size)]
 
@@ -146,7 +147,7 @@ def _turner(name: str, back: bool) -> Any:
 
         return types.void(matrix, types.intp, types.intp, tile), lower
 
-    typed.__doc__ = "Fill a tile with `n` rows of a matrix from row `i` on; lanes beyond hold the last one once more."
+    typed.__doc__ = "Fill a tile with `n` rows of a matrix from row `i` on; lanes beyond hold zeros."
     if back:
         typed.__doc__ = "Write the first `n` lanes of a tile to the rows of a matrix from row `i` on."
     return intrinsic(typed)
