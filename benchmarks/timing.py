@@ -20,7 +20,7 @@ from typing import Any
 
 LONG = 1.0  # seconds from which a call is not repeated more than it must
 SAMPLE = 1e-3  # seconds that one sample lasts at least; shorter calls are repeated within it
-PAUSE = 2e-3  # seconds between samples, in which the threads of the last contender's library stop spinning
+PAUSE = 1.5e-2  # seconds between samples, in which the threads of the last contender's library stop spinning
 ROUNDS = 3, 200  # at least, at most
 NOISE = 1 << 23  # bytes by which resident memory may change for reasons of its own
 
@@ -57,7 +57,8 @@ class Timing:
 def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str, Timing]:
     """Time contenders in turn until the time is spent, but for three rounds at least.
 
-    Before each sample of a short call one call goes untimed: it warms what the others have driven from the caches.
+    Before each sample of a short call as many calls go untimed: they wake its threads and warm what the others have driven from
+    the caches.
 
     Parameters
     ----------
@@ -83,10 +84,10 @@ def interleave(contenders: Mapping[str, Contender], seconds: float) -> dict[str,
         shuffle(order)
         for name in order:
             contender = contenders[name]
-            time.sleep(PAUSE)
+            _wait(PAUSE)
             with contender.scope():
-                if samples[name] and samples[name][-1] < 10 * SAMPLE:
-                    contender.call()
+                if not samples[name] or samples[name][-1] < 10 * SAMPLE:
+                    _sample(contender.call, loops[name])
                 samples[name].append(_sample(contender.call, loops[name]) / loops[name])
     return {n: _timing(s, loops[n]) for n, s in samples.items()}
 
@@ -118,6 +119,13 @@ def _status(what: str) -> int:
 def _timing(samples: list[float], loops: int) -> Timing:
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, (low, high), len(samples), loops)
+
+
+def _wait(seconds: float) -> None:
+    """Without sleep, after which a processor is slow for as long as it slept."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 def _sample(call: Callable[[], Any], count: int) -> float:

@@ -51,7 +51,7 @@ _VOCABULARY = {
 # fmt: on
 _SUMS = {"sum_rows": "total", "column_sum": "sums"}
 _CODES = {"float": "f", "int": "i"}  # of launch.signature
-SERIAL_BELOW = 30_000  # work units (elements, and 8 more for a dear operation) that a second thread does not pay for
+SERIAL_BELOW = 200_000  # units of work, about 0.06 ns each, that take less time than to wake a second thread
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
         in_tiles = stage.shape[0] != 1 and (stage.shape[1] == 1 or short) and not is_map(stage)
         writers.append((TileWriter if in_tiles else LoopWriter)(context, stage, f"stage{k}", sums))
     nodes = walk(program.outputs.values())
-    work = 1 + 8 * sum(n.op in DEAR for n in nodes) + sum(n.op == "div" for n in nodes)
+    full = [n.op for n in nodes if 1 not in n.shape]
+    work = 2 + 3 * sum(op in DEAR for op in full) + full.count("div")  # for each element
     call = _call(context, writers, sums, SERIAL_BELOW // work)
     functions = ["\n".join(lines) for lines in (*(f for w in writers for f in w.write()), call)]
     text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
@@ -103,7 +104,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     reduced = {w.stage.shape[1] for w in writers if w.phases.reductions}
     across = next((n for n, node in arrays.items() if reduced == {node.shape[1]}), "")
     # turning a tile costs as much as all that is done with it, unless something dear is
-    most_short = 0 if not across else context.lanes * (4 if any(n.op in DEAR and 1 not in n.shape for n in nodes) else 1)
+    most_short = 0 if not across else context.lanes * (4 if any(op in DEAR for op in full) else 1)
     p = program
     names = (tuple(p.inputs), tuple(p.outputs), tuple(p.options), tuple(p.index))
     return Emitted(text, *names, unsafe, SERIAL_BELOW // work, across, most_short)
