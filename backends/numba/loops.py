@@ -210,9 +210,8 @@ class LoopWriter(StageWriter):
         """
         hot = self._one_hot(stores)
         out = self.streamed or self.output[next(iter(stores))]
-        lines = [
-            f"start, whole, rest, stop = cut({out}_i, start, stop, {'True' if self.is_map else 'streamed' if self.streamed else 'False'})"
-        ]
+        lines_of_memory = "True" if self.is_map else "streamed" if self.streamed else "False"
+        lines = [f"start, whole, rest, stop = cut({out}_i, start, stop, {lines_of_memory})"]
         # the ends come first: after stores around the caches, one through them waits
         lines += ["for j, n in ((start, whole - start), (rest, stop - rest)):", "    if n:"]
         lines += [f"        {line}" for line in self._column_body(phase, dict(scope), stores, [], [])]
