@@ -68,9 +68,11 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     first = next(arrays[n] for n, kind in kinds.items() if kind is Full)
     as_it_is = len(fr.shape) == 2 and fr.axis is not None  # the loop then looks itself whether the arrays fit
     given = dict(zip(arrays.values(), args, strict=True))
+    if as_it_is and any(given[a].ndim != (2 if kinds[n] is Full else 1) for n, a in arrays.items()):
+        return  # one is broadcast
     lines = [f"def fast({', '.join(arrays.values())}, out=None):"]
     for a, array in given.items():
-        if array is not args[0]:  # the key of this way holds what the first argument is
+        if a != "a0":  # the key of this way holds what the first argument is
             lines.append(
                 f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype or {a}.ndim != {array.ndim}: return None"
             )
@@ -126,7 +128,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
     joined = ", ".join([*passed, *values])
     lines += [
-        # all types have been looked at above: a fifth of the time of a small call goes without another look
+        # Numba does not look at types here, a tenth of the time of a small call: they have all been looked at above
         f"    outside = (entries[columns > most_short] or entry(columns))(0, 0, {joined})",
         f"    if outside == -2: outside = run(rows * columns, columns, {joined})",
         "    if outside != -1: return None",

@@ -18,7 +18,7 @@ from xpnn.benchmarks.report import amount, duration
 ROOT = Path(__file__).resolve().parent.parent
 README, SPEED = ROOT / "README.md", ROOT / "docs" / "speed.md"
 OURS = "xpnn"
-PLACES = {"bench": README, "large": README, "limits": SPEED}
+PLACES = {"bench": README, "large": README, "limits": SPEED, "half": SPEED, "losses": SPEED, "gaps": SPEED}
 SHOWN = {  # a table's part of the cases; the files have all
     "bench": (
         "cross_entropy value_and_grad",
@@ -28,35 +28,66 @@ SHOWN = {  # a table's part of the cases; the files have all
         "relu forward",
         "linear+relu forward",
     ),
-    "large": ("linear_cross_entropy value_and_grad", "cross_entropy value_and_grad"),
+    "large": ("linear_cross_entropy value_and_grad",),
 }
 BOUND = {"arithmetic": "exp", "product": "BLAS", "products": "BLAS"}
 
 
-def table(name: str, document: dict, source: str) -> str:
-    """The Markdown between the markers."""
-    machine, cases = document["machine"], document["cases"]
-    rivals = list(dict.fromkeys(n for c in cases for n, t in c["timings"].items() if n != OURS and "extra_bytes" in t))
+def gaps(document: dict, source: str, link: str) -> str:
+    """The table of what `tools/gaps.py` has measured."""
+    columns = ("whole", "in place", "memory", "arithmetic", "loops")
+    lines = [
+        f"{_where(document)}; {_when(document)}: [{source}]({link}).",
+        "",
+        f"| case | size | {' | '.join(columns)} | reached |",
+        "|---|" + "--:|" * (len(columns) + 2),
+    ]
+    for row in document["rows"]:
+        cells = [duration(row[c]) if row.get(c) else "–" for c in columns]
+        reached = max(row["memory"], row["arithmetic"]) / row["whole"]
+        lines.append("| " + " | ".join([*_label(row["case"]), *cells, f"{reached:.0%}"]) + " |")
+    return "\n".join(lines)
+
+
+def _label(case: str) -> tuple[str, str]:
+    """Kernel, direction and any unusual dtype; size."""
+    group, size, dtype = case.rsplit(" ", 2)
+    return group + ("" if dtype == "float32" else f" {dtype}"), size
+
+
+def _where(document: dict) -> str:
+    machine = document["machine"]
     versions = machine["versions"]
     named = ", ".join(f"{n} {versions[n]}" for n in ("numpy", "numba", "torch", "jax") if n in versions)
-    where = f"{machine['cpu']} ({machine['architecture']}), {machine['threads']} threads, {named}"
-    when = f"{document['date'][:10]}, commit `{(machine['commit'] or 'unknown')[:12]}`"
+    return f"{machine['cpu']} ({machine['architecture']}), {machine['threads']} threads, {named}"
+
+
+def _when(document: dict) -> str:
+    return f"{document['date'][:10]}, commit `{(document['machine']['commit'] or 'unknown')[:12]}`"
+
+
+def table(name: str, document: dict, source: str) -> str:
+    """The Markdown between the markers."""
+    link = Path(*[".."] * (len(PLACES[name].relative_to(ROOT).parts) - 1), source).as_posix()
+    if name == "gaps":
+        return gaps(document, source, link)
+    cases = document["cases"]
+    rivals = list(dict.fromkeys(n for c in cases for n, t in c["timings"].items() if n != OURS and "extra_bytes" in t))
     rows = [c for c in cases if name not in SHOWN or c["case"].rsplit(" ", 2)[0] in SHOWN[name]]
     memory = (OURS, "torch", "torch chunked") if name == "large" else ()
-    others = () if name == "limits" else rivals
+    others = [] if name == "limits" else [n for n in rivals if any(n in c["timings"] for c in rows)]
     headings = ["case", "size", "bytes", "exp, ..."] if name == "limits" else ["case", "size"]
     headings += ["xpnn", "GB/s", "limit", "by", "reached"] if name == "limits" else ["xpnn", "GB/s", "of the limit"]
     headings += [*(f"× {n}" for n in others), *(f"memory, {n}" for n in memory)]
-    link = Path(*[".."] * (len(PLACES[name].relative_to(ROOT).parts) - 1), source).as_posix()
+    dtypes = ", ".join(sorted({c["dtype"] for c in cases}))
     lines = [
-        f"{where}; {', '.join(sorted({c['dtype'] for c in cases}))}; {when}. All cases: [{source}]({link}).",
+        f"{_where(document)}; {dtypes}; {_when(document)}. All cases: [{source}]({link}).",
         "",
         f"| {' | '.join(headings)} |",
         "|---|" + "--:|" * (len(headings) - 1),
     ]
     for c in rows:
-        group, size, dtype = c["case"].rsplit(" ", 2)
-        group += "" if dtype == "float32" else f" {dtype}"
+        group, size = _label(c["case"])
         seconds = c["timings"][OURS]["seconds"]
         # runs before 2026-11-28 took copies and products alone for limits
         limit = c["limit_seconds"] if "limit_seconds" in c else c["timings"][c["limit"]]["seconds"]
@@ -69,7 +100,7 @@ def table(name: str, document: dict, source: str) -> str:
         cells += [f"{ratio:.2f}" if (ratio := _ratio(c, n)) is not None else "–" for n in others]
         cells += [amount(c["timings"].get(n, {}).get("extra_bytes")) for n in memory]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(_losses(cases, n) for n in others)] if others else []
+    lines += ["", *(_losses(cases, n) for n in rivals)] if others else []
     return "\n".join(lines)
 
 
