@@ -35,11 +35,13 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     kinds = {n: kind for n, (kind, _) in call.given.items()}
     if compiled is None or len(args) != len(call.given) or type(args[0]) not in FAST or not args[0].ndim:
         return
+    if call.kernel.declaration.check is not None and call.options != call.kernel.declaration.options:
+        return  # replaced for these shapes alone
     key = (direction, len(args), type(args[0]), *choice.state(), args[0].dtype, args[0].ndim)
     if call.lib == "cupy":
         from xpnn.backends.cupy.fast import short_way
 
-        if key not in store and (found := short_way(call, args, wanted, given_out)) is not None:
+        if key not in store and (found := short_way(call, direction, args, wanted, given_out)) is not None:
             store[key] = found
         return
     e = compiled.emitted
@@ -58,7 +60,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     if call.kernel.declaration.check is not None:
         if len(call.kernel._checked) > 1000:
             call.kernel._checked.clear()
-        call.kernel._checked.add(tuple(a.shape for a in args))
+        call.kernel._checked.add((direction, *(a.shape for a in args)))
     if key in store:  # it exists, but this call was not one for it
         return
 
@@ -77,7 +79,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
                 f"    if type({a}) is not ndarray or {a}.dtype is not {a}_dtype or {a}.ndim != {array.ndim}: return None"
             )
     if call.kernel.declaration.check is not None:  # shapes that were never checked go the long way
-        lines.append(f"    if ({' '.join(f'{a}.shape,' for a in arrays.values())}) not in checked: return None")
+        shapes = ", ".join(f"{a}.shape" for a in arrays.values())
+        lines.append(f"    if ({direction!r}, {shapes}) not in checked: return None")
     if as_it_is:
         lines.append(f"    rows, columns = {first}.shape")
     else:

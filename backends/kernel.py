@@ -26,7 +26,7 @@ class Kernel:
         self._declaration = declaration
         self._tasks: dict[Any, Any] = {}
         self._fast: dict[Any, Callable[..., Any]] = {}
-        self._checked: set[tuple[tuple[int, ...], ...]] = set()
+        self._checked: set[Any] = set()
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
         self.__doc__ = declaration.forward.__doc__

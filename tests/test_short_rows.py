@@ -120,6 +120,45 @@ def test_other_arrays_after_the_short_way() -> None:
         assert np.isfinite(xpnn.cross_entropy(x, target))
 
 
+def test_large_out_at_an_odd_address() -> None:
+    """What is written around the caches asks for whole lines of memory, which such an array has nowhere."""
+    xpnn.relu(np.ones(100, np.float32))
+    x = np.random.default_rng(0).standard_normal(7 << 20, "float32")
+    odd = np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.float32)
+    for _ in range(2):
+        xpnn.relu(x, out=odd)
+    assert np.array_equal(odd, np.maximum(x, 0))
+    packed = np.zeros((5, 41), np.uint8)[:, 1:].view(np.float32)  # rows 41 bytes apart
+    for _ in range(2):
+        xpnn.softmax(x[:50].reshape(5, 10), out=packed)
+    assert np.array_equal(packed, xpnn.softmax(x[:50].reshape(5, 10)))
+
+
+def test_checks_of_shapes() -> None:
+    """A check sees every shape of every direction; what it replaces for one shape is not used for another."""
+
+    def check(kinds: Any, shapes: Any, options: Any) -> None:
+        if options["scale"] == 0.0:
+            options["scale"] = float(shapes["x"][0]) if "x" in shapes else 1.0
+        if "x" in shapes and shapes["x"][-1] == 3:
+            raise ValueError("three columns")
+
+    @xpnn.kernel(check=check)
+    def scaled(xp: Any, x: Any, *, scale: float = 0.0) -> Any:
+        return x * scale
+
+    @scaled.backward
+    def scaled_backward(xp: Any, dy: Any, *, scale: float = 0.0) -> Any:
+        return dy * scale
+
+    for n in (2, 3, 2, 3, 3, 5, 2):
+        assert scaled(np.ones((n, 2), np.float32))[0, 0] == n
+    for _ in range(2):
+        scaled.backward(np.ones((2, 3), np.float32))
+        with pytest.raises(ValueError, match="three columns"):
+            scaled(np.ones((2, 3), np.float32))
+
+
 @xpnn.kernel(outputs=("y", "row", "best"))
 def mixed(xp: Any, x: Any, index: Index, *, gain: Column, shift: float = 0.5) -> Any:
     """Everything at once: columns' and rows' values, a gather of what was computed, whole numbers, sums."""

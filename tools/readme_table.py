@@ -63,7 +63,8 @@ def _where(document: dict) -> str:
 
 
 def _when(document: dict) -> str:
-    return f"{document['date'][:10]}, commit `{(document['machine']['commit'] or 'unknown')[:12]}`"
+    commit, _, changes = (document["machine"]["commit"] or "unknown").partition("+")
+    return f"{document['date'][:10]}, commit `{commit[:12]}`{' with changes' if changes else ''}"
 
 
 def table(name: str, document: dict, source: str) -> str:

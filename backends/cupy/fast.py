@@ -30,7 +30,7 @@ class Prepared:
 
 
 def short_way(
-    call: Call, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]
+    call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]
 ) -> Callable[..., Any] | None:
     """A function for calls like this one, where there is a short way.
 
@@ -62,7 +62,7 @@ def short_way(
     numbers = {("number", n): call.options[n] for n in loop.program.options}
     checked = call.kernel._checked if call.kernel.declaration.check is not None else None
     if checked is not None:
-        checked.add(tuple(a.shape for a in args))
+        checked.add((direction, *(a.shape for a in args)))
 
     def prepare(rows: int, columns: int, staged: bool) -> Prepared:
         sizes = {str(s): size for s, size in zip(symbols, (rows, columns), strict=True) if s != 1}
@@ -88,7 +88,7 @@ def short_way(
     if integers:
         lines.append("    if environ.get('XPNN_CHECK') == '1': return None")
     if checked is not None:
-        lines.append(f"    if ({''.join(f'{a}.shape,' for a in arrays)}) not in checked: return None")
+        lines.append(f"    if ({direction!r}, {', '.join(f'{a}.shape' for a in arrays)}) not in checked: return None")
     for k, n in enumerate(names):
         a = arrays[k]
         lines.append(f"    if {a}.dtype != d{k} or not {a}.flags.c_contiguous: return None")

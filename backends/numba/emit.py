@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from xpnn.backends.numba.expression import Context, Scalars
 from xpnn.backends.numba.loops import LoopWriter
-from xpnn.backends.numba.stage import StageWriter, is_map
+from xpnn.backends.numba.stage import StageWriter, has_rows
 from xpnn.backends.numba.tile import TileWriter
 from xpnn.backends.phases import DEAR
 from xpnn.backends.program import Node, Program, stages, substitute, walk
@@ -62,7 +62,7 @@ class Emitted:
     looks at the arrays first, and does nothing where it returns -3, for arrays that do not fit, or -2, for `serial_below`
     elements and more.
     `unsafe` holds the pairs (output, input) that must not share memory. `across` is an array
-    with the columns that rows are reduced along: up to `most_short` of them a short form is chosen, beyond this one; "" and 0
+    with the columns of rows that have values of their own: up to `most_short` of them a short form is chosen, beyond this one; "" and 0
     if there is one form.
     """
 
@@ -91,7 +91,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
     writers: list[StageWriter] = []
     for k, stage in enumerate(plan):
-        in_tiles = stage.shape[0] != 1 and (stage.shape[1] == 1 or short) and not is_map(stage)
+        in_tiles = (short and has_rows(stage)) or (stage.shape[0] != 1 == stage.shape[1])
         writers.append((TileWriter if in_tiles else LoopWriter)(context, stage, f"stage{k}", sums))
     nodes = walk(program.outputs.values())
     full = [n.op for n in nodes if 1 not in n.shape]
@@ -101,8 +101,8 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     text = "\n\n\n".join([_header(context, banner, "".join(functions)), *functions]) + "\n"
     own = {new: old for old, new in safe.items()}
     unsafe = frozenset((own[a], own[b]) for a, b in context.unsafe)
-    reduced = {w.stage.shape[1] for w in writers if w.phases.reductions}
-    across = next((n for n, node in arrays.items() if reduced == {node.shape[1]}), "")
+    along = {stage.shape[1] for stage in plan if has_rows(stage)}
+    across = next((n for n, node in arrays.items() if along == {node.shape[1]}), "")
     # turning a tile costs as much as all that is done with it, unless something dear is
     most_short = 0 if not across else context.lanes * (4 if any(op in DEAR for op in full) else 1)
     p = program

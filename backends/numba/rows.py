@@ -86,8 +86,9 @@ class _Extent:
 def fits(typingctx: Any, written: Any, read: Any, shapes: Any, same: Any) -> Any:
     """Whether loops may run over matrices, some of which they write.
 
-    They have the given numbers of rows and columns, none of them 0. Columns are adjacent, rows that are written apart. What is
-    written lies nowhere in what is read, unless it is the same matrix and the pair's bit is set in `same`.
+    They have the given numbers of rows and columns, none of them 0, and lie where their elements may. Columns are adjacent,
+    rows that are written apart. What is written lies nowhere in what is read, unless it is the same matrix and the pair's bit
+    is set in `same`.
     """
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -100,6 +101,8 @@ def fits(typingctx: Any, written: Any, read: Any, shapes: Any, same: Any) -> Any
         for e in (*extents[0], *extents[1]):
             for have, want in ((e.rows, next(numbers)), (e.columns, next(numbers))):
                 tests += [builder.icmp_signed("==", have, want), builder.icmp_signed("!=", have, _I64(0))]
+            places = builder.or_(e.start, e.down)  # both are multiples of an element's size
+            tests.append(builder.icmp_signed("==", builder.and_(places, builder.sub(e.size, _I64(1))), _I64(0)))
             one = builder.icmp_signed("==", e.columns, _I64(1))
             tests.append(builder.or_(builder.icmp_signed("==", e.across, e.size), one))
         tests += [builder.icmp_signed(">=", e.down, e.width) for e in extents[0]]

@@ -16,6 +16,12 @@ def is_map(stage: Stage) -> bool:
     return not (stage.sums or narrow or any(n.op in ROW_REDUCTIONS or n.op == "gather" for n in nodes))
 
 
+def has_rows(stage: Stage) -> bool:
+    """Whether there is a value for each of several rows of columns: something is computed of a row, or read of it."""
+    nodes = Phases((*stage.stores, *stage.sums)).nodes
+    return 1 not in stage.shape and any(n.shape[0] != 1 == n.shape[1] for n in nodes)
+
+
 class StageWriter(Writer):
     """One stage: a serial function over blocks `first` to `last` of the grid."""
 
