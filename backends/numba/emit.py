@@ -61,9 +61,9 @@ class Emitted:
     `index` is the order in which `call` checks its index inputs: it returns -1, or check number + 8 * row. Given no threads, it
     looks at the arrays first, and does nothing where it returns -3, for arrays that do not fit, or -2, for `serial_below`
     elements and more.
-    `unsafe` holds the pairs (output, input) that must not share memory. `across` is an array
-    with the columns of rows that have values of their own: up to `most_short` of them a short form is chosen, beyond this one; "" and 0
-    if there is one form.
+
+    `unsafe` holds the pairs (output, input) that must not share memory. `across` is an array with the columns of rows that have
+    values of their own: up to `most_short` of them a short form is chosen, beyond this one; "" and 0 if there is one form.
     """
 
     text: str
