@@ -106,7 +106,6 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     for n, r in made.items():
         kind = results[n]
         new = f"empty({_EXTENTS[kind]}, {r}_dtype)"
-        view = r
         if n != target:
             lines.append(f"    {r} = {new}")
         else:
@@ -125,7 +124,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
                     f"        if out.shape != {shape} or not out.flags.c_contiguous: return None",
                     f"        {r} = out.reshape({_EXTENTS[kind]})",
                 ]
-        passed.append(view + _as_bits(compiled.dtypes[n]))
+        passed.append(r + _as_bits(compiled.dtypes[n]))
     if target is None:
         lines.insert(1, "    if out is not None: return None")
     values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}

@@ -51,8 +51,7 @@ def commit() -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """All of it, ready for JSON. Starts Numba's threads, to know which layer serves."""
-    from xpnn.backends.folder import folder
+    """What a recorded run says of its machine, ready for JSON. Starts Numba's threads, to know which layer serves."""
     from xpnn.backends.numba import pool
 
     return {
@@ -62,7 +61,6 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": pool.count(),
         "threading_layer": pool.layer(),
-        "cache": str(folder()),
         "versions": versions(),
         "commit": commit(),
     }

@@ -173,7 +173,7 @@ def document(
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_before": load,
-        "machine": {k: v for k, v in machine.describe().items() if k != "cache"},  # where that lies is nobody's business
+        "machine": machine.describe(),
         "rates": rates,
         "scaling": scaling,
         "cases": [_entry(r) for r in results if r.timings],

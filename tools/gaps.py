@@ -108,8 +108,7 @@ def main() -> None:
         rows.append({"case": case.name, **found})
         print(case.name, ", ".join(f"{name} {duration(value)}" for name, value in found.items()), flush=True)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    where = {k: v for k, v in machine.describe().items() if k != "cache"}
-    document = {"date": date, "machine": where, "rows": rows}
+    document = {"date": date, "machine": machine.describe(), "rows": rows}
     Path(sys.argv[1]).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -41,9 +41,10 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def info(as_json: bool) -> None:
     """Say what runs here: versions, processor, threads, backends."""
+    from xpnn.backends.folder import folder
     from xpnn.benchmarks import machine
 
-    found = machine.describe()
+    found = machine.describe() | {"cache": str(folder())}
     states = {name: _available(name) for name in BACKENDS}
     found["backends"] = states
     found["chosen"] = choice.current()
