@@ -135,8 +135,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         f"    if outside == -2: outside = run(rows * columns, columns, {joined})",
         "    if outside != -1: return None",
     ]
-    back = {("R", "C"): "" if as_it_is else ".reshape(shape)", ("R", 1): "" if as_it_is else ".reshape(shape[:-1])[()]"}
-    returned = {n: made[n] + (back | {(1, 1): "[0]"})[results[n]] for n in wanted}
+    back: dict[Any, str] = {("R", "C"): ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]"} if not as_it_is else {}
+    returned = {n: made[n] + (back | {(1, 1): "[0]"}).get(results[n], "") for n in wanted}
     if target is not None:
         lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
     lines.append(f"    return {', '.join(returned.values())}")

@@ -348,9 +348,6 @@ class LoopWriter(StageWriter):
         name = self.kept[node]
         return f"{name}_kept" if name == self.streamed else f"{name}_i"
 
-    def _cast(self, node: Node, text: str) -> str:
-        return text if node.dtype == "float" else self._as_float(node, text, node.shape[1] != 1)
-
     # -- values of a row
 
     def _row_value(self, n: Node, scope: dict[Node, str], lines: list[str]) -> None:

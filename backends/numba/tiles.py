@@ -130,11 +130,12 @@ def _turner(name: str, back: bool) -> Any:
         count, size = _width(matrix.dtype), _size_of_square(matrix.dtype)
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            array = context.make_array(sig.args[0])(context, builder, args[0])
-            lines = context.make_array(sig.args[3])(context, builder, args[3]).data
+            source, first, number, target = args
+            array = context.make_array(sig.args[0])(context, builder, source)
+            lines = context.make_array(sig.args[3])(context, builder, target).data
             _, columns = cgutils.unpack_tuple(builder, array.shape)
             with cgutils.for_range_slice(builder, _I64(0), columns, _I64(size), _I64) as (j, _):
-                square = _Square(context, builder, sig.args[0], *args[:3], j)
+                square = _Square(context, builder, sig.args[0], source, first, number, j)
                 places = [_line(builder, lines, builder.add(j, _I64(k)), count) for k in range(size)]
                 if back:
                     rows = _turned(builder, [builder.load(place, align=64) for place in places])
@@ -256,7 +257,8 @@ def _row_loader(name: str) -> Any:
         lanes = Lanes(types.float32 if name else matrix.dtype, width(like))
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            found = _Column(context, builder, sig.args[1], *args[1:], lanes.count).load()
+            _, source, first, number = args
+            found = _Column(context, builder, sig.args[1], source, first, number, lanes.count).load()
             return half.widen(builder, name, found) if name else found
 
         return lanes(like, matrix, types.intp, types.intp), lower
@@ -270,9 +272,10 @@ def _row_storer(name: str) -> Any:
         count = width(like)
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            content = args[4] if isinstance(value, Lanes) else splat(builder, args[4], count)
+            _, target, first, number, content = args
+            content = content if isinstance(value, Lanes) else splat(builder, content, count)
             content = half.narrow(builder, name, content) if name else content
-            _Column(context, builder, sig.args[1], *args[1:4], count).store(content)
+            _Column(context, builder, sig.args[1], target, first, number, count).store(content)
             return context.get_dummy_value()
 
         return types.void(like, matrix, types.intp, types.intp, value), lower
