@@ -3,298 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import array_api_compat
 import numpy as np
 
-from xpnn.backends.arrays import (
-    FAST,
-    IMMUTABLE,
-    WRITABLE,
-    Frame,
-    accept,
-    address,
-    check_extents,
-    dtype_class,
-    dtype_name,
-    frame,
-    library,
-    memory,
-    namespace,
-    wide_dtype,
-    wrong,
-)
-from xpnn.backends.bind import Bound, bind, needs_backward, outs, require, single
+from xpnn.backends.arguments import Call, Forgotten, Plan, collect
+from xpnn.backends.arrays import FAST, WRITABLE, accept, dtype_class, dtype_name, library, memory, wide_dtype, wrong
+from xpnn.backends.bind import bind, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
-from xpnn.backends.kinds import Full, Index, Kind, Matrix, Row, Scalar
-from xpnn.backends.prepare import (
-    Given,
-    Prepared,
-    backward_reads,
-    default_given,
-    kind_of,
-    prepare,
-    prepare_shapes,
-    reach,
-)
-from xpnn.backends.program import Shape
-from xpnn.backends.task import HALF, OutOfRange
+from xpnn.backends.prepare import Given, backward_reads, default_given, kind_of, prepare_shapes
 
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel
-
-
-class Forgotten(NamedTuple):
-    """What is left of an input that a pullback does not need."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-
-@dataclass
-class Call:
-    """Accepted arrays in canonical form, and the frame to take results back."""
-
-    kernel: Kernel
-    what: str
-    xp: Any
-    lib: str
-    dtype: Any
-    raw: dict[str, Any]
-    given: Given
-    frame: Frame
-    canonical: dict[str, Any]
-    options: dict[str, Any]
-
-    def prepared(self, wanted: tuple[str, ...]) -> Prepared:
-        return prepare(self.kernel, self.given, self.options, wanted, self.lib, dtype_name(self.dtype))
-
-    def run(self, wanted: tuple[str, ...], out: Mapping[str, Any]) -> dict[str, Any]:
-        """Results by name, canonical; `out` by name in the caller's shapes."""
-        ready = self.prepared(wanted)
-        shapes = {n: a.shape for n, a in self.raw.items()}
-        if ready.symbols:
-            check_extents(self.what, shapes, self.canonical, ready.symbols)
-        sizes = {
-            s: size for n, sym in ready.symbols.items() for s, size in zip(sym, self.canonical[n].shape, strict=True) if s != 1
-        }
-        sizes |= {"R": self.frame.rows, "C": self.frame.columns}
-        expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
-        public = {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, ready)) for n, e in expected.items()}
-        self._check_out(out, public)
-        if self.frame.rows == 0 or self.frame.columns == 0:
-            results = self._nothing(expected, ready)
-        else:
-            targets = {n: self._target(o, ready.shapes[n]) for n, o in out.items() if n in ready.shapes}
-            targets = {n: t for n, t in targets.items() if t is not None}
-            values = {n: v for n, v in self.options.items() if n in ready.job.numbers}
-            try:
-                results = ready.execute(self.xp, self.canonical, values, targets)
-            except OutOfRange as error:
-                raise self._worded(error) from None
-            results = {n: v for n, v in results.items() if v is not None}
-        with np.errstate(all="ignore"):  # what is too large for half precision becomes an infinity
-            return {n: self._settled(n, results[n], ready, expected[n], out.get(n)) for n in wanted if n in results}
-
-    def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
-        source = self.kernel.declaration.gradients.get(name)
-        if source in self.raw:
-            return tuple(self.raw[source].shape)
-        return self.frame.result_shape(shape, canonical)
-
-    def dtype_of(self, name: str, ready: Prepared) -> Any:
-        """A result's dtype."""
-        if name in ready.integers:
-            return np.dtype(np.int64) if self.lib in WRITABLE else self.xp.asarray(0).dtype
-        wide = self.kernel.declaration.is_wide(name, ready.shapes[name][1] == 1)
-        return wide_dtype(self.xp, self.dtype) if wide else self.dtype
-
-    def _settled(self, name: str, value: Any, ready: Prepared, expected: tuple[int, ...], out: Any) -> Any:
-        """A result in the caller's shape and dtype, in `out` if there is one."""
-        xp, shape = self.xp, ready.shapes[name]
-        source = self.kernel.declaration.gradients.get(name)
-        value = xp.broadcast_to(value, expected) if tuple(np.shape(value)) != expected else value
-        target = self.public_shape(name, shape, expected)
-        value = self.frame.restore(xp, value, shape)
-        if source in self.raw:
-            value = _unbroadcast(xp, value, target)
-            if value.dtype != self.raw[source].dtype:
-                value = xp.astype(value, self.raw[source].dtype)
-        elif value.dtype != (dtype := self.dtype_of(name, ready)):
-            value = xp.astype(value, dtype)
-        if out is None:
-            return value[()] if target == () and self.lib == "numpy" else value
-        if value is not out and not (self.lib in WRITABLE and _same_memory(value, out)):
-            out[...] = value
-        return out
-
-    def _nothing(self, expected: Mapping[str, tuple[int, ...]], ready: Prepared) -> dict[str, Any]:
-        """Results where there are no rows or no columns."""
-        empty: dict[str, Any] = {}
-        for name, shape in expected.items():
-            if self.frame.axis is not None and self.frame.columns == 0 and self.frame.rows and math.prod(shape):
-                raise ValueError(
-                    wrong(
-                        self.what,
-                        next(iter(self.raw)),
-                        f"shape {self.frame.shape}",
-                        f"at least one element along axis {self.frame.axis}",
-                    )
-                )
-            mean = shape == (1, 1) and self.options.get("reduction") == "mean" and name in self.kernel.declaration.outputs
-            empty[name] = self.xp.full(shape, math.nan if mean else 0, dtype=self.dtype_of(name, ready))
-        return empty
-
-    def _target(self, out: Any, shape: Shape) -> Any:
-        """`out` as canonical memory, if it can be viewed so."""
-        if self.lib not in WRITABLE:
-            return None
-        kind = kind_of(shape)
-        if kind is Full and out.shape != self.frame.shape:
-            return None
-        view = self.frame.canonical(self.xp, out, kind)
-        return view if np.shares_memory(memory(view), memory(out)) else None
-
-    def _check_out(self, out: Mapping[str, Any], expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        taken: list[tuple[str, Any]] = []
-        for name, o in out.items():
-            label = f"out[{name}]" if len(out) > 1 else "out"
-            if library(o) != self.lib:
-                raise TypeError(wrong(self.what, label, type(o).__name__, f"a {self.lib} array like the inputs"))
-            if self.lib in IMMUTABLE:
-                raise TypeError(wrong(self.what, label, f"a {self.lib} array", f"None: {self.lib} arrays cannot be written"))
-            if name not in expected:
-                raise TypeError(wrong(self.what, label, "an array", f"None: there is no {name}"))
-            source = self.kernel.declaration.gradients.get(name)
-            shape, dtype = expected[name]
-            if source in self.raw:
-                dtype = self.raw[source].dtype
-            if tuple(o.shape) != shape:
-                raise ValueError(wrong(self.what, label, f"shape {tuple(o.shape)}", f"{shape}"))
-            if o.dtype != dtype:
-                raise TypeError(wrong(self.what, label, f"dtype {dtype_name(o.dtype)}", dtype_name(dtype)))
-            if self.lib in WRITABLE:
-                if self.lib == "numpy" and not o.flags.writeable:
-                    raise ValueError(wrong(self.what, label, "a read-only array", "one that can be written"))
-                for other, a in (*self.raw.items(), *taken):
-                    if isinstance(a, Forgotten):
-                        continue
-                    same = _same_memory(o, a) and other in self.raw
-                    if not same and np.shares_memory(memory(o), memory(a)):
-                        raise ValueError(
-                            wrong(
-                                self.what,
-                                label,
-                                f"memory that overlaps {other}",
-                                "memory of its own, or exactly one input's",
-                            )
-                        )
-                if 0 in [s for s, n in zip(o.strides, o.shape, strict=True) if n > 1]:
-                    raise ValueError(wrong(self.what, label, "an array whose elements share memory", "one element each"))
-                taken.append((label, o))
-
-    def _worded(self, error: OutOfRange) -> IndexError:
-        position = tuple(int(i) for i in np.unravel_index(error.row, self.frame.lead)) if self.frame.lead else ()
-        at = ", ".join(map(str, position))
-        exempt = self.options.get("ignore_index")
-        value = error.value if self.lib == "cupy" else int(self.raw[error.name][position])  # a uint64 was cut to 63 bits
-        other = "" if exempt is None else f" or ignore_index ({exempt})"
-        return IndexError(
-            wrong(
-                self.what,
-                f"{error.name}[{at}]" if at else error.name,
-                value,
-                f"0 <= {error.name} < {error.columns}{other}",
-            )
-        )
-
-
-def _same_memory(a: Any, b: Any) -> bool:
-    return bool(address(a) == address(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
-
-
-def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
-    """Sum a gradient over the axes along which its input was repeated."""
-    if tuple(value.shape) == shape:
-        return value
-    if value.ndim < len(shape):
-        return xp.reshape(value, shape)
-    if value.ndim > len(shape):
-        value = xp.sum(value, axis=tuple(range(value.ndim - len(shape))))
-    repeated = tuple(i for i, (have, want) in enumerate(zip(value.shape, shape, strict=True)) if have != want)
-    return xp.reshape(xp.sum(value, axis=repeated, keepdims=True) if repeated else value, shape)
-
-
-def _double(xp: Any) -> Any:
-    return np.dtype(np.float64) if xp is np else xp.float64
-
-
-def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Kind]]) -> Call:
-    """Accept arrays and bring them into canonical form. `roles` gives the kinds of what is not an input."""
-    d = kernel.declaration
-    libs = {library(v) for v in bound.arrays.values() if not isinstance(v, bool | int | float | list | tuple)} - {"builtins"}
-    if len(libs) > 1:
-        raise TypeError(wrong(what, "arrays", f"a mix of {' and '.join(sorted(libs))}", "one library's"))
-    lib = libs.pop() if libs else "numpy"
-    raw = {n: accept(what, n, v, lib) for n, v in bound.arrays.items()}
-    first = next(iter(raw.values()))
-    xp = namespace(first)
-    if lib == "numpy" and type(first) is not np.ndarray:
-        raise TypeError(wrong(what, next(iter(raw)), type(first).__name__, "an array"))
-    if lib != "numpy":
-        devices = {str(array_api_compat.device(a)) for a in raw.values()} - {"None"}  # a traced array has none
-        if len(devices) > 1:
-            raise TypeError(wrong(what, "arrays", f"devices {' and '.join(sorted(devices))}", "one device"))
-    classes = {n: dtype_class(xp, what, n, a.dtype) for n, a in raw.items()}
-    kinds: dict[str, type[Kind]] = {}
-    for n in raw:
-        kinds[n] = d.inputs[n].kind(classes[n]) if n in d.inputs else roles[n]
-        choices = d.inputs[n].kinds if n in d.inputs else ()
-        if (kinds[n] is Index and classes[n] != "int") or (Index in choices and classes[n] == "bool"):
-            other = " or floats" if len(choices) > 1 else ""
-            raise TypeError(wrong(what, n, f"dtype {dtype_name(raw[n].dtype)}", f"integers{other}"))
-    floats = {n: raw[n].dtype for n in raw if kinds[n] is not Index and classes[n] == "float"}
-    wide = {n for n in raw if d.is_wide(n, kinds[n] in (Row, Scalar))}  # these do not decide
-    found = list(dict.fromkeys(floats[n] for n in floats if n not in wide)) or list(dict.fromkeys(floats.values()))
-    if {dtype_name(t) for t in found} >= HALF:  # neither holds the other
-        one, other = (next(n for n in floats if dtype_name(floats[n]) == half) for half in sorted(HALF))
-        raise TypeError(
-            wrong(what, f"{one} and {other}", f"dtypes {' and '.join(sorted(HALF))}", "one dtype of half precision")
-        )
-    dtype = (found[0] if len(found) == 1 else xp.result_type(*found)) if found else _double(xp)
-    shapes = {n: tuple(a.shape) for n, a in raw.items()}
-    if d.check is not None:
-        d.check(kinds, shapes, bound.options)
-    present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
-    far = reach(kernel, default_given(d) | present, bound.options)
-    matrices = any(Matrix in i.kinds for i in d.inputs.values())
-    axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
-    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
-    canonical: dict[str, Any] = {}
-    given: Given = {}
-    for n, a in raw.items():
-        if kinds[n] is not Index and a.dtype != (own := wide_dtype(xp, dtype) if n in wide else dtype):
-            a = xp.astype(a, own)
-        canonical[n] = fr.canonical(xp, a, kinds[n])
-        given[n] = (kinds[n], "int" if kinds[n] is Index else "float")
-    if far == "element" and lib == "numpy":
-        fr, canonical = _keep_strides(fr, raw, canonical, dtype)
-    return Call(kernel, what, xp, lib, dtype, raw, given, fr, canonical, bound.options)
-
-
-def _keep_strides(fr: Frame, raw: Mapping[str, Any], canonical: dict[str, Any], dtype: Any) -> tuple[Frame, dict[str, Any]]:
-    """For an element-wise kernel on arrays with gaps between rows: keep the rows rather than copy."""
-    gaps = [a for a in raw.values() if not a.flags.c_contiguous and a.ndim == 2 and a.shape == fr.shape and a.dtype == dtype]
-    if not gaps or len(fr.shape) != 2 or any(a.shape != fr.shape for a in raw.values()):
-        return fr, canonical
-    rows, columns = fr.shape
-    return Frame(fr.shape, 1, rows, columns), {n: np.asarray(a, dtype) for n, a in raw.items()}
-
-
-# --- directions ---
 
 
 def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -312,8 +33,11 @@ def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 def made_by(call: Call) -> tuple[str, ...]:
     """The outputs that there are for the options given: a formula returns None for the others."""
-    shapes = prepare_shapes(call.kernel, call.given, call.options)
-    return tuple(n for n in call.kernel.declaration.outputs if n in shapes)
+    names = call.plan.names.get(made_by)
+    if names is None:
+        shapes = prepare_shapes(call.kernel, call.given, call.options)
+        names = call.plan.names[made_by] = tuple(n for n in call.kernel.declaration.outputs if n in shapes)
+    return names
 
 
 def _float_inputs(call: Call) -> tuple[str, ...]:
@@ -359,7 +83,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     shapes_out = {n: tuple(np.shape(results[n])) for n in differentiable}
     value = single(tuple(results[n] for n in made))
     del results  # what the pullback does not need is not kept alive by it
-    call = Call(kernel, what, call.xp, call.lib, call.dtype, {}, {}, call.frame, {}, call.options)
+    call = Call(kernel, what, call.plan, {}, {}, call.options)
 
     def pullback(*dy: Any, out: Any = None) -> Any:
         """The gradients for cotangents of the outputs."""
@@ -394,7 +118,11 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         canonical |= saved
         given |= {n: (roles[n], "float") for n in saved}
         given = {n: given[n] for n in sorted(given, key=lambda n: order.index(n) if n in order else len(order))}
-        back = Call(kernel, label, call.xp, call.lib, call.dtype, raw, given, call.frame, canonical, call.options)
+        # shapes are those of the forward's plan; the cotangents differ in whether they are there, and in their dtypes
+        plans, key = call.plan.backward, tuple((n, raw[n].dtype) for n in cotangents if n in raw)
+        if (plan := plans.get(key)) is None:
+            plan = plans[key] = Plan(call.xp, call.lib, call.dtype, given, call.frame)
+        back = Call(kernel, label, plan, raw, canonical, call.options)
         gradients = _gradients(back, passed, out)
         if usual and all(type(a) in FAST for a in arguments):
             remember(back, "backward", arguments, wrt, wrt)
@@ -432,7 +160,7 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     given = default_given(d)
     for n, i in d.inputs.items():
         if n in bound.arrays:
-            is_int = "int" in str(getattr(bound.arrays[n], "dtype", ""))
+            is_int = "int" in dtype_name(getattr(bound.arrays[n], "dtype", ""))
             given[n] = (i.kind("int" if is_int else "float"), "int" if is_int else "float")
     forward_task = prepare_shapes(kernel, given, bound.options)
     roles = {n: kind_of(s) for n, s in forward_task.items()}
@@ -457,26 +185,44 @@ def value_and_grad(
     bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
-    names = _differentiated(call, wrt)
+    cacheable = wrt is None or isinstance(wrt, str)
+    names = call.plan.names.get(wrt) if cacheable else None
+    if names is None:
+        names = _one_number(call, wrt)
+        if cacheable:
+            call.plan.names[wrt] = names
     gradients = tuple("d" + n for n in names)
     made = made_by(call)
-    ready = call.prepared((*made, *gradients))
-    if without := [n for n in names if "d" + n not in ready.shapes]:
-        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
-        raise ValueError(wrong(what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
-    size = {"R": call.frame.rows, "C": call.frame.columns}
-    shape = ready.shapes[d.outputs[0]]
-    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
-        shape[0] == "R" and call.frame.axis is not None and call.frame.lead
-    ):
-        hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
-        raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
         remember(call, "value_and_grad", args, (*made, *gradients), gradients)
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return single(tuple(results[n] for n in made)), found[0] if alone else found
+
+
+def _one_number(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The inputs that `value_and_grad` differentiates by, where the result is one number.
+
+    Raises
+    ------
+    ValueError
+        Where it is not, or where an input has no gradient.
+    """
+    d = call.kernel.declaration
+    names = _differentiated(call, wrt)
+    ready = call.prepared((*made_by(call), *("d" + n for n in names)))
+    if without := [n for n in names if "d" + n not in ready.shapes]:
+        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
+        raise ValueError(wrong(call.what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
+    size = {"R": call.frame.rows, "C": call.frame.columns}
+    shape = ready.shapes[d.outputs[0]]
+    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
+        shape[0] == "R" and call.frame.axis is not None and call.frame.lead
+    ):
+        hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
+        raise ValueError(wrong(call.what, "the result", "more than one number", f"one number{hint}"))
+    return names
 
 
 def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from xpnn.backends.program import Shape
 from xpnn.backends.task import HALF
 
 if TYPE_CHECKING:
-    from xpnn.backends.call import Call
+    from xpnn.backends.arguments import Call
 
 
 def _as_bits(dtype: Any) -> str:

@@ -27,6 +27,7 @@ class Kernel:
         self._tasks: dict[Any, Any] = {}
         self._fast: dict[Any, Callable[..., Any]] = {}
         self._checked: set[Any] = set()
+        self._plans: dict[Any, Any] = {}
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
         self.__doc__ = declaration.forward.__doc__
@@ -237,6 +238,7 @@ class Backward:
             declare.parse_backward(kernel.declaration, args[0])
             kernel._tasks.clear()
             kernel._fast.clear()
+            kernel._plans.clear()
             self.__doc__ = args[0].__doc__
             return args[0]
         if not kwargs or kwargs.keys() == _OUT:

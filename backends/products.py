@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xpnn.backends.arrays import dtype_name
 from xpnn.backends.task import HALF
 
 BLOCK = 1024  # rows and columns of a block: the product of two takes long enough to hide their conversion
@@ -28,13 +29,13 @@ def into(out: Array, left: Array, right: Array, add: bool = False, convert: Conv
 
     `convert(to, values)` copies between a half type and float32.
     """
-    halves = [a for a in (out, left, right) if a.dtype.name in HALF]
+    halves = [a for a in (out, left, right) if dtype_name(a.dtype) in HALF]
     if not halves and not add:
         np.matmul(left, right, out=out)
         return
     rows, inner = left.shape
     columns = right.shape[1]
-    operands = left.dtype.name in HALF or right.dtype.name in HALF
+    operands = dtype_name(left.dtype) in HALF or dtype_name(right.dtype) in HALF
     deep, across = (BLOCK, BLOCK) if operands else (inner, columns)
     spare = np.empty((min(BLOCK, rows), min(across, columns)), np.float32 if halves else out.dtype)
     for i in range(0, rows, BLOCK):
@@ -57,7 +58,7 @@ def into(out: Array, left: Array, right: Array, add: bool = False, convert: Conv
 
 def widened(a: Array, convert: Convert = copy) -> Array:
     """An array of half precision in float32; any other as it is."""
-    if a.dtype.name not in HALF:
+    if dtype_name(a.dtype) not in HALF:
         return a
     if a.strides[1] != a.itemsize and a.strides[0] == a.itemsize:
         return widened(a.T, convert).T

@@ -15,7 +15,7 @@ from xpnn.backends.cupy.loop import Starter
 from xpnn.backends.kinds import Full, Index, Row
 
 if TYPE_CHECKING:
-    from xpnn.backends.call import Call
+    from xpnn.backends.arguments import Call
 
 _KINDS = {("R", "C"): "full", ("R", 1): "row", (1, 1): "number"}
 

@@ -57,6 +57,8 @@ class Compiled:
         kinds = {"float": own, "int": np.dtype(np.int64), "bool": np.dtype(bool)}
         arrays = program.inputs | program.outputs
         self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
+        self.narrow = frozenset(n for n, node in arrays.items() if node.shape[1] == 1)
+        self.halves = frozenset(n for n in arrays if self.dtypes[n].name in HALF)
         self.emitted = _emitted(program, dtype, wide)
         self.most_short = self.emitted.most_short
         self._emit_short = functools.partial(_emitted, program, dtype, wide, short=True)
@@ -134,19 +136,14 @@ class Compiled:
 
     def _argument(self, name: str, a: Any) -> Any:
         """An array as emitted code takes it: without a second axis where that is one."""
-        node = (self.program.inputs | self.program.outputs)[name]
-        return bits(a[:, 0] if node.shape[1] == 1 else a)
+        a = a[:, 0] if name in self.narrow else a
+        return a.view(np.uint16) if name in self.halves else a
 
     def _writable(self, name: str, target: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether a loop may write straight into an array."""
         if target.dtype != self.dtypes[name] or not _adjacent(target) or not target.flags.aligned:
             return False
         return not any((name, n) in self.emitted.unsafe and np.may_share_memory(target, a) for n, a in inputs.items())
-
-
-def bits(a: Any) -> Any:
-    """An array as emitted code takes it: half precision as integers."""
-    return a.view(np.uint16) if a.dtype.name in HALF else a
 
 
 def _adjacent(a: Any) -> bool:

@@ -113,7 +113,7 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
     r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tiles|index|"
+    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tall|tiles|index|"
     + "|".join(name for names in _VOCABULARY.values() for name in names)
     + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tile|given)"
     + r"|(stage|number|total|sums|kept|t)\d+"

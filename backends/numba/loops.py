@@ -69,7 +69,8 @@ class LoopWriter(StageWriter):
     def blocks(self) -> list[str]:
         rows, columns = map(self.context.extent, self.stage.shape)
         if self.is_map:
-            return [f"block = {4 * BLOCK}", f"blocks = {rows} * (({columns} + block - 1) // block)"]
+            rows_of_blocks = f"({rows} + block // {columns}) // (block // {columns} + 1)"
+            return [f"block = {4 * BLOCK}", f"blocks = {rows_of_blocks} * (({columns} + block - 1) // block)"]
         sums = any(s.op == "column_sum" for s in self.stage.sums)
         block = f"least(256, {rows} // 64 + 16)" if sums else f"{BLOCK} // {columns} + 1"
         return [f"block = {block}", f"blocks = ({rows} + block - 1) // block"]
@@ -107,16 +108,19 @@ class LoopWriter(StageWriter):
         return lines
 
     def _map(self) -> list[str]:
-        columns = self.context.extent(self.stage.shape[1])
+        """Blocks of rows or of pieces of a row: `block` columns at most, in as many rows as have about so many elements."""
+        rows, columns = map(self.context.extent, self.stage.shape)
         scope: dict[Node, str] = {}
         body: list[str] = []
         for n in self.nodes:
             if n.shape[1] == 1 and n.shape[0] != 1:
                 self._row_value(n, scope, body)
-        head = [f"pieces = ({columns} + block - 1) // block", "for b in range(first, last):"]
-        inner = ["i = b // pieces", "start = b % pieces * block", f"stop = least({columns}, start + block)"]
+        head = [f"pieces, tall = ({columns} + block - 1) // block, block // {columns} + 1", "for b in range(first, last):"]
+        inner = [f"for i in range(b // pieces * tall, least({rows}, b // pieces * tall + tall)):"]
+        piece = ["start = b % pieces * block", f"stop = least({columns}, start + block)"]
         loop = self._store_loop(0, scope, set(self.stage.stores))
-        return head + [f"    {line}" for line in (*inner, *self._row_views(), *body, *loop)]
+        inner += [f"    {line}" for line in (*piece, *self._row_views(), *body, *loop)]
+        return head + [f"    {line}" for line in inner]
 
     def _rows(self) -> list[str]:
         rows, columns = (self.context.extent(e) for e in self.stage.shape)
@@ -210,7 +214,8 @@ class LoopWriter(StageWriter):
         """
         hot = self._one_hot(stores)
         out = self.streamed or self.output[next(iter(stores))]
-        lines_of_memory = "True" if self.is_map else "streamed" if self.streamed else "False"
+        long = f"{self.context.extent(self.stage.shape[1])} >= 512"
+        lines_of_memory = long if self.is_map else "streamed" if self.streamed else "False"
         lines = [f"start, whole, rest, stop = cut({out}_i, start, stop, {lines_of_memory})"]
         # the ends come first: after stores around the caches, one through them waits
         lines += ["for j, n in ((start, whole - start), (rest, stop - rest)):", "    if n:"]

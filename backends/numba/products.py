@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpnn.backends import products
+from xpnn.backends.arrays import dtype_name
 from xpnn.backends.products import Array
 from xpnn.backends.task import HALF
 from xpnn.backends.trace import Trace
@@ -15,7 +16,7 @@ from xpnn.backends.trace import Trace
 
 def matmul(left: Array, right: Array, out: Array | None = None) -> Array:
     """`left @ right`, of the dtype of `left`."""
-    if left.dtype.name not in HALF:
+    if dtype_name(left.dtype) not in HALF:
         return np.matmul(left, right, out=out)
     result = np.empty((left.shape[0], right.shape[1]), left.dtype) if out is None else out
     products.into(result, left, right, convert=convert)

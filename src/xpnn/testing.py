@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnn.backends import choice
+from xpnn.backends.arguments import collect
 from xpnn.backends.arrays import Frame, numpy_dtype
 from xpnn.backends.bind import bind
-from xpnn.backends.call import collect, made_by
+from xpnn.backends.call import made_by
 from xpnn.backends.declare import trace
 from xpnn.backends.interpret import Sized, interpret
 from xpnn.backends.kernel import Kernel
