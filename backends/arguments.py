@@ -75,13 +75,12 @@ class Form(NamedTuple):
 
 @dataclass
 class Call:
-    """Accepted arrays in canonical form, and the plan to take results back by."""
+    """Accepted arrays, `raw`, and the plan to bring them into canonical form and take results back by."""
 
     kernel: Kernel
     what: str
     plan: Plan
     raw: dict[str, Any]
-    canonical: dict[str, Any]
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -106,15 +105,25 @@ class Call:
         if found is None:
             ready = prepare(self.kernel, self.given, self.options, wanted, self.lib, dtype_name(self.dtype))
             shapes = {n: tuple(a.shape) for n, a in self.raw.items()}
+            extents = {n: self.frame.extents(shapes[n], kind) for n, (kind, _) in self.given.items()}
             if ready.symbols:
-                check_extents(self.what, shapes, self.canonical, ready.symbols)
+                check_extents(self.what, shapes, extents, ready.symbols)
             sizes = {"R": self.frame.rows, "C": self.frame.columns}
             for name, symbols in ready.symbols.items():
-                sizes |= {s: size for s, size in zip(symbols, self.canonical[name].shape, strict=True) if isinstance(s, str)}
+                sizes |= {s: size for s, size in zip(symbols, extents[name], strict=True) if isinstance(s, str)}
             expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
             public = {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, ready)) for n, e in expected.items()}
             found = self.plan.forms[key] = Form(ready, expected, public)
         return found
+
+    def arrays(self, planes: bool = False) -> dict[str, Any]:
+        """The arrays in canonical form."""
+        frame, xp, casts = self.frame, self.xp, self.plan.casts
+        canonical = {}
+        for n, (kind, _) in self.given.items():
+            array = xp.astype(self.raw[n], casts[n]) if n in casts else self.raw[n]
+            canonical[n] = frame.canonical(xp, array, kind, planes)
+        return canonical
 
     def run(self, wanted: tuple[str, ...], out: Mapping[str, Any]) -> dict[str, Any]:
         """Results by name, canonical; `out` by name in the caller's shapes."""
@@ -124,11 +133,12 @@ class Call:
         if self.frame.rows == 0 or self.frame.columns == 0:
             results = self._nothing(expected, ready)
         else:
-            targets = {n: self._target(o, ready.shapes[n]) for n, o in out.items() if n in ready.shapes}
+            planes = self.frame.has_planes and getattr(ready.execute, "takes_planes", False)
+            targets = {n: self._target(o, ready.shapes[n], planes) for n, o in out.items() if n in ready.shapes}
             targets = {n: t for n, t in targets.items() if t is not None}
             values = {n: v for n, v in self.options.items() if n in ready.job.numbers}
             try:
-                results = ready.execute(self.xp, self.canonical, values, targets)
+                results = ready.execute(self.xp, self.arrays(planes), values, targets)
             except OutOfRange as error:
                 raise self._worded(error) from None
             results = {n: v for n, v in results.items() if v is not None}
@@ -157,7 +167,8 @@ class Call:
         expected, (target, dtype) = form.expected[name], form.public[name]
         if value is out:
             return out
-        value = xp.broadcast_to(value, expected) if tuple(np.shape(value)) != expected else value
+        if np.ndim(value) != 3 and tuple(np.shape(value)) != expected:
+            value = xp.broadcast_to(value, expected)
         value = self.frame.restore(xp, value, shape)
         value = _unbroadcast(xp, value, target)
         if value.dtype != dtype:
@@ -185,14 +196,14 @@ class Call:
             empty[name] = self.xp.full(shape, math.nan if mean else 0, dtype=self.dtype_of(name, ready))
         return empty
 
-    def _target(self, out: Any, shape: Shape) -> Any:
+    def _target(self, out: Any, shape: Shape, planes: bool) -> Any:
         """`out` as canonical memory, if it can be viewed so."""
         if self.lib not in WRITABLE:
             return None
         kind = kind_of(shape)
         if kind is Full and out.shape != self.frame.shape:
             return None
-        view = self.frame.canonical(self.xp, out, kind)
+        view = self.frame.canonical(self.xp, out, kind, planes)
         return view if np.shares_memory(memory(view), memory(out)) else None
 
     def _check_out(self, out: Mapping[str, Any], expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
@@ -286,12 +297,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     if plan.frame.reach == "element" and plan.lib == "numpy" and _has_gaps(plan, raw):
         rows, columns = plan.frame.shape
         plan = Plan(plan.xp, plan.lib, plan.dtype, plan.given, Frame(plan.frame.shape, 1, rows, columns), plan.casts)
-    canonical: dict[str, Any] = {}
-    for n, a in raw.items():
-        if n in plan.casts:
-            a = plan.xp.astype(a, plan.casts[n])
-        canonical[n] = plan.frame.canonical(plan.xp, a, plan.given[n][0])
-    return Call(kernel, what, plan, raw, canonical, options)
+    return Call(kernel, what, plan, raw, options)
 
 
 def _has_gaps(plan: Plan, raw: Mapping[str, Any]) -> bool:

@@ -147,23 +147,37 @@ class Frame:
             return self.shape[:1]
         return self.shape[: self.axis] + self.shape[self.axis + 1 :]
 
-    def canonical(self, xp: Any, array: Any, kind: type[Kind]) -> Any:
-        """An array as (R, C), (R, 1), (1, C) or (1, 1)."""
+    @property
+    def has_planes(self) -> bool:
+        """Whether a row's values lie apart from one another, and those of adjacent rows side by side."""
+        return self.axis is not None and self.axis < len(self.shape) - 1
+
+    def canonical(self, xp: Any, array: Any, kind: type[Kind], planes: bool = False) -> Any:
+        """An array as (R, C), (R, 1), (1, C) or (1, 1); as `planes` a Full one as (number of planes, rows of each, C)."""
+        if kind is not Full:
+            return xp.reshape(array, self.extents(array.shape, kind))
+        if array.shape != self.shape:
+            array = xp.broadcast_to(array, self.shape)
+        if planes:
+            assert self.axis is not None
+            number = math.prod(self.shape[: self.axis])
+            rows = math.prod(self.shape[self.axis + 1 :])
+            return xp.moveaxis(xp.reshape(array, (number, self.columns, rows)), 1, 2)
+        if self.has_planes:
+            array = xp.moveaxis(array, self.axis, -1)
+        return array if array.shape == (self.rows, self.columns) else xp.reshape(array, (self.rows, self.columns))
+
+    def extents(self, shape: tuple[int, ...], kind: type[Kind]) -> tuple[int, int]:
+        """The canonical shape of an array of a kind."""
         if kind is Full:
-            if array.shape != self.shape:
-                array = xp.broadcast_to(array, self.shape)
-            if self.shape and self.axis is not None and self.axis != len(self.shape) - 1:
-                array = xp.moveaxis(array, self.axis, -1)
-            return array if array.shape == (self.rows, self.columns) else xp.reshape(array, (self.rows, self.columns))
+            return self.rows, self.columns
         if kind is Wide:
-            return xp.reshape(array, (self.rows, array.shape[-1]))
+            return self.rows, shape[-1]
         if kind in (Row, Index):
-            return xp.reshape(array, (self.rows, 1))
+            return self.rows, 1
         if kind is Column:
-            return xp.reshape(array, (1, array.shape[0]))
-        if kind is Scalar:
-            return xp.reshape(array, (1, 1))
-        return array
+            return 1, shape[0]
+        return (1, 1) if kind is Scalar else shape  # type: ignore[return-value]
 
     def result_shape(self, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
         """The caller's shape of a result, given its symbolic and canonical ones."""
@@ -179,8 +193,10 @@ class Frame:
     def restore(self, xp: Any, array: Any, shape: Shape) -> Any:
         """A canonical result in the caller's shape."""
         target = self.result_shape(shape, array.shape)
-        if shape[0] == "R" and shape[1] != 1 and target and self.axis is not None and self.axis != len(target) - 1:
-            moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])
+        if array.ndim == 3:  # planes
+            return xp.reshape(xp.moveaxis(array, 2, 1), target)
+        if shape[0] == "R" and shape[1] != 1 and target and self.has_planes:
+            moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])  # type: ignore[index, operator]
             return xp.moveaxis(xp.reshape(array, moved), -1, self.axis)
         if array.shape == target:
             return array
@@ -277,13 +293,13 @@ def frame(
 
 
 def check_extents(
-    kernel: str, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any], symbols: Mapping[str, Shape]
+    kernel: str, shapes: Mapping[str, tuple[int, ...]], extents: Mapping[str, tuple[int, ...]], symbols: Mapping[str, Shape]
 ) -> None:
     """Raise where an argument's extent differs from that of an earlier one that the formula takes to be equal."""
     sizes: dict[str, int] = {}
     for name, symbol in symbols.items():
         for axis, s in enumerate(symbol):
-            size = arrays[name].shape[axis]
+            size = extents[name][axis]
             if s != 1 and sizes.setdefault(s, size) != size:
                 want = [*shapes[name]]
                 want[axis if len(want) > 1 else 0] = sizes[s]

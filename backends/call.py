@@ -69,11 +69,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     keep = tuple(n for n in (*made, *d.saved) if n in reads)
     wanted = (*made, *(n for n in keep if n not in made))
     results = call.run(wanted, outs(what, made, bound.out))
-    saved = {
-        n: call.frame.canonical(call.xp, np.asarray(results[n]) if call.lib == "numpy" else results[n], roles[n]) for n in keep
-    }
+    saved = {n: np.asarray(results[n]) if call.lib == "numpy" else results[n] for n in keep}
     kept_given = {n: g for n, g in call.given.items() if n in reads or d.inputs[n].optional}
-    kept_canonical = {n: call.canonical[n] for n in kept_given}
     kept_raw = {n: a if n in kept_given else Forgotten(tuple(a.shape), a.dtype) for n, a in call.raw.items()}
     passed = tuple(call.raw)
     cached = {n: call.raw[n] for n in kept_given} | {n: results[n] for n in keep}
@@ -83,7 +80,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     shapes_out = {n: tuple(np.shape(results[n])) for n in differentiable}
     value = single(tuple(results[n] for n in made))
     del results  # what the pullback does not need is not kept alive by it
-    call = Call(kernel, what, call.plan, {}, {}, call.options)
+    call = Call(kernel, what, call.plan, {}, call.options)
 
     def pullback(*dy: Any, out: Any = None) -> Any:
         """The gradients for cotangents of the outputs."""
@@ -99,7 +96,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             gradient = None if short is None else short(*arguments, out=out)
             if gradient is not None:
                 return gradient
-        given, raw, canonical = dict(kept_given), dict(kept_raw), dict(kept_canonical)
+        given, raw = dict(kept_given), kept_raw | saved
         for name, value in zip(differentiable, dy, strict=True):
             if value is None:
                 continue
@@ -109,20 +106,16 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             if tuple(array.shape) != shapes_out[name]:
                 raise ValueError(wrong(label, "d" + name, f"shape {tuple(array.shape)}", f"{shapes_out[name]}"))
             own = wide_dtype(call.xp, call.dtype) if d.is_wide("d" + name, True) else call.dtype
-            array = array if array.dtype == own else call.xp.astype(array, own)
-            given["d" + name], canonical["d" + name] = (
-                cotangents["d" + name],
-                call.frame.canonical(call.xp, array, roles[name]),
-            )
-            raw["d" + name] = array
-        canonical |= saved
+            given["d" + name] = cotangents["d" + name]
+            raw["d" + name] = array if array.dtype == own else call.xp.astype(array, own)
         given |= {n: (roles[n], "float") for n in saved}
         given = {n: given[n] for n in sorted(given, key=lambda n: order.index(n) if n in order else len(order))}
-        # shapes are those of the forward's plan; the cotangents differ in whether they are there, and in their dtypes
-        plans, key = call.plan.backward, tuple((n, raw[n].dtype) for n in cotangents if n in raw)
+        # shapes are those of the forward's plan; cotangents are there or not
+        plans, key = call.plan.backward, tuple(n for n in cotangents if n in raw)
         if (plan := plans.get(key)) is None:
-            plan = plans[key] = Plan(call.xp, call.lib, call.dtype, given, call.frame)
-        back = Call(kernel, label, plan, raw, canonical, call.options)
+            casts = {n: t for n, t in call.plan.casts.items() if n in kept_given}
+            plan = plans[key] = Plan(call.xp, call.lib, call.dtype, given, call.frame, casts)
+        back = Call(kernel, label, plan, raw, call.options)
         gradients = _gradients(back, passed, out)
         if usual and all(type(a) in FAST for a in arguments):
             remember(back, "backward", arguments, wrt, wrt)

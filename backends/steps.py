@@ -44,6 +44,7 @@ def executable(
             return only(arrays, numbers, out)
 
         single.compiled = only  # type: ignore[attr-defined]
+        single.takes_planes = getattr(only, "takes_planes", False)  # type: ignore[attr-defined]
         return single
 
     homes = _homes(program, plan)

@@ -37,15 +37,16 @@ class Numba:
         return "\n".join(parts)
 
 
-def _emitted(program: Program, dtype: str, wide: Collection[str], short: bool = False) -> Any:
+def _emitted(program: Program, dtype: str, wide: Collection[str], short: bool = False, planes: bool = False) -> Any:
     from xpnn.backends.numba.emit import emit
 
     what = f"xpnn: {program.name} ({', '.join(program.outputs)}), {dtype}"
-    return emit(program, dtype, wide, f"{what}{', short rows' if short else ''}. Emitted from this program:", short)
+    form = f"{', short rows' if short else ''}{', planes' if planes else ''}"
+    return emit(program, dtype, wide, f"{what}{form}. Emitted from this program:", short, planes)
 
 
 class Compiled:
-    """One loop, compiled when it is first called, in one form for short rows and one for others.
+    """One loop, compiled when it is first called, in one form for short rows and one for others; and in two more for planes.
 
     `direct` takes canonical arrays with adjacent columns, in the emitted order: half precision as 16-bit integers, and vectors
     of what has one value a row.
@@ -57,24 +58,28 @@ class Compiled:
         kinds = {"float": own, "int": np.dtype(np.int64), "bool": np.dtype(bool)}
         arrays = program.inputs | program.outputs
         self.dtypes = {n: computed if n in wide else kinds[node.dtype] for n, node in arrays.items()}
+        self.takes_planes = {node.shape for node in arrays.values()} <= {("R", "C"), ("R", 1), (1, "C"), (1, 1)}
         self.narrow = frozenset(n for n, node in arrays.items() if node.shape[1] == 1)
         self.halves = frozenset(n for n in arrays if self.dtypes[n].name in HALF)
         self.emitted = _emitted(program, dtype, wide)
         self.most_short = self.emitted.most_short
-        self._emit_short = functools.partial(_emitted, program, dtype, wide, short=True)
-        self.forms: list[Any] = [None, None]  # for rows of at most `most_short` columns, and for longer ones
+        self._emit = functools.partial(_emitted, program, dtype, wide)
+        # for rows of at most `most_short` columns, and for longer ones; then the same for planes
+        self.forms: list[Any] = [None] * 4
         self.entries: list[Any] = [None, None]
         self.serial_below = self.emitted.serial_below
         self.unsafe = self.emitted.unsafe
 
-    def form(self, columns: int) -> Any:
+    def form(self, columns: int, planes: bool = False) -> Any:
         """The compiled function for rows of so many columns."""
         long = columns > self.most_short
-        if self.forms[long] is None:
+        k = 2 * planes + long
+        if self.forms[k] is None:
             from xpnn.backends.numba import cache
 
-            self.forms[long] = cache.load(self.program.name, (self.emitted if long else self._emit_short()).text).call
-        return self.forms[long]
+            emitted = self.emitted if k == 1 else self._emit(short=not long, planes=planes)
+            self.forms[k] = cache.load(self.program.name, emitted.text).call
+        return self.forms[k]
 
     def entry(self, columns: int) -> Any:
         """The same without looks at its arguments' types; other ones than the emitted code's would do harm."""
@@ -90,10 +95,10 @@ class Compiled:
             if columns:
                 self.form(columns)
 
-    def direct(self, size: int, columns: int, *arguments: Any) -> int:
+    def direct(self, size: int, columns: int, *arguments: Any, planes: bool = False) -> int:
         from xpnn.backends.numba import pool
 
-        call = self.form(columns)
+        call = self.form(columns, planes)
         threads = pool.count() if size >= self.serial_below else 1
         if threads == 1:
             return int(call(0, 1, *arguments))
@@ -106,24 +111,26 @@ class Compiled:
     ) -> dict[str, np.ndarray[Any, Any]]:
         e = self.emitted
         inputs = {n: _readable(arrays[n], self.dtypes[n]) for n in e.inputs}
+        plane = next((a.shape[:2] for a in inputs.values() if a.ndim == 3), None)
         sizes = _sizes(self.program, inputs)
         results: dict[str, np.ndarray[Any, Any]] = {}
         copies: dict[str, np.ndarray[Any, Any]] = {}
         for name in e.outputs:
             shape = tuple(1 if s == 1 else sizes[s] for s in self.program.outputs[name].shape)
             target = out.get(name)
-            if target is not None and target.shape == shape and self._writable(name, target, inputs):
+            if target is not None and _canonical_shape(target) == shape and self._writable(name, target, inputs):
                 results[name] = target
             else:
-                results[name] = np.empty(shape, self.dtypes[name])
+                full = 1 not in self.program.outputs[name].shape
+                results[name] = _empty(shape, self.dtypes[name], plane if full else None)
                 if target is not None:
                     copies[name] = target
         size = max((a.size for a in (*inputs.values(), *results.values())), default=1)
         values = [numbers[n] for n in e.numbers]
         across = inputs[e.across] if e.across in inputs else results[e.across] if e.across else None
-        columns = 1 if across is None else across.shape[1]
+        columns = 1 if across is None else across.shape[-1]
         given = (self._argument(name, a) for name, a in (*inputs.items(), *results.items()))
-        outside = self.direct(size, columns, *given, *values)
+        outside = self.direct(size, columns, *given, *values, planes=plane is not None)
         if outside >= 0:
             name = e.index[outside % 8]
             row = outside // 8
@@ -146,9 +153,20 @@ class Compiled:
         return not any((name, n) in self.emitted.unsafe and np.may_share_memory(target, a) for n, a in inputs.items())
 
 
+def _canonical_shape(a: Any) -> tuple[int, ...]:
+    return a.shape if a.ndim == 2 else (a.shape[0] * a.shape[1], a.shape[2])
+
+
+def _empty(shape: tuple[int, ...], dtype: Any, plane: tuple[int, int] | None) -> Any:
+    """A new array of a canonical shape; as planes, given how many there are and their rows."""
+    if plane is None:
+        return np.empty(shape, dtype)
+    return np.moveaxis(np.empty((plane[0], shape[1], plane[1]), dtype), 2, 1)
+
+
 def _adjacent(a: Any) -> bool:
-    """Whether the values of a row lie side by side."""
-    return bool(a.strides[1] == a.itemsize or a.shape[1] == 1)
+    """Whether the values of a row lie side by side, or it does not matter."""
+    return bool(a.ndim == 3 or a.strides[1] == a.itemsize or a.shape[1] == 1)
 
 
 def _readable(a: Any, wanted: Any) -> Any:
@@ -166,7 +184,7 @@ def _sizes(program: Program, arrays: Mapping[str, Any]) -> dict[str, int]:
     return {
         s: size
         for name, node in program.inputs.items()
-        for s, size in zip(node.shape, arrays[name].shape, strict=True)
+        for s, size in zip(node.shape, _canonical_shape(arrays[name]), strict=True)
         if s != 1
     }
 

@@ -45,7 +45,11 @@ _VOCABULARY = {
     ],
     "tiles": [
         "add_up", "anywhere", "line", "nothing", "pick_line", "set_line",
-        *(n + half for n in ("load_rows", "pick", "store_rows", "turn", "turn_back") for half in _HALVES),
+        *(
+            n + half
+            for n in ("cut_out", "load_rows", "pick", "put_back", "store_rows", "turn", "turn_back")
+            for half in _HALVES
+        ),
     ],
 }
 # fmt: on
@@ -77,8 +81,10 @@ class Emitted:
     most_short: int
 
 
-def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short: bool = False) -> Emitted:
-    """Write the module that computes a loop program; in a short form, for rows of few columns.
+def emit(
+    program: Program, dtype: str, wide: Collection[str], banner: str, short: bool = False, planes: bool = False
+) -> Emitted:
+    """Write the module that computes a loop program; in a `short` form, for rows of few columns; for arrays as `planes`.
 
     Half precision is computed in float32; of such a program's arrays, those named in `wide` are stored in float32 too.
     """
@@ -86,13 +92,15 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
     renamed = _renamed(program, safe)
     arrays = program.inputs | program.outputs
     halves = {safe[n]: dtype for n, node in arrays.items() if dtype in HALF and node.dtype == "float" and n not in wide}
-    context = Context(renamed, "float32" if dtype in HALF else dtype, halves)
+    context = Context(renamed, "float32" if dtype in HALF else dtype, halves, planes)
     plan = stages(renamed)
     sums = {s: f"{_SUMS[s.op]}{k}" for k, s in enumerate(s for stage in plan for s in stage.sums)}
     writers: list[StageWriter] = []
     for k, stage in enumerate(plan):
-        in_tiles = (short and has_rows(stage)) or (stage.shape[0] != 1 == stage.shape[1])
-        writers.append((TileWriter if in_tiles else LoopWriter)(context, stage, f"stage{k}", sums))
+        if (planes and 1 not in stage.shape) or (short and has_rows(stage)) or (stage.shape[0] != 1 == stage.shape[1]):
+            writers.append(TileWriter(context, stage, f"stage{k}", sums, long=not short))
+        else:
+            writers.append(LoopWriter(context, stage, f"stage{k}", sums))
     nodes = walk(program.outputs.values())
     full = [n.op for n in nodes if 1 not in n.shape]
     work = 2 + 3 * sum(op in DEAR for op in full) + full.count("div")  # for each element
@@ -113,9 +121,9 @@ def emit(program: Program, dtype: str, wide: Collection[str], banner: str, short
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
     r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tall|tiles|index|"
+    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tall|tiles|plane|per|many|place|left|which|half|piece|end|index|"
     + "|".join(name for names in _VOCABULARY.values() for name in names)
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tile|given)"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tiles?|given)"
     + r"|(stage|number|total|sums|kept|t)\d+"
 )
 
@@ -177,11 +185,15 @@ def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str], s
     codes = ["i", "i"]
     for name, n in arrays.items():
         element = "h" if name in context.halves else _CODES[n.dtype]
-        codes.append(f"{'r' if name in p.inputs else 'w'}{1 if name in narrow else 2}{element}")
+        axes = 1 if name in narrow else 3 if context.in_planes(n) else 2
+        codes.append(f"{'r' if name in p.inputs else 'w'}{axes}{element}")
     codes += [_CODES[n.dtype] for n in p.options.values()]
     body = [f"{name} = column({name}_given)" for name in narrow]
     body += [f"{context.extent(s)} = {source}" for s, source in context.extents.items()]
-    body += ["if threads == 0:", *(f"    {line}" for line in _look(context, writers, serial_below)), "    threads = 1"]
+    if context.planes:
+        body.append(f"plane = {context.plane}")
+    else:
+        body += ["if threads == 0:", *(f"    {line}" for line in _look(context, writers, serial_below)), "    threads = 1"]
     for k, (name, exempt) in enumerate(p.index.items()):
         columns = next(context.extent(n.shape[1]) for n in p.inputs.values() if 1 not in n.shape)
         test = f"logical_or(index < 0, index >= {columns})"

@@ -31,17 +31,26 @@ class Context:
     """What the parts of one emitted module share.
 
     `dtype` is what is computed in, `halves` the half type of the arrays that are stored in one; `extents` says where each
-    symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share memory.
+    symbolic extent is read from; `unsafe` collects (output, input) pairs that must not share memory. As `planes`, an array of
+    rows and columns has three axes, of which the first two are its rows: `plane` of them lie side by side.
     """
 
-    def __init__(self, program: Program, dtype: str, halves: dict[str, str]) -> None:
-        self.program, self.dtype, self.halves = program, dtype, halves
+    def __init__(self, program: Program, dtype: str, halves: dict[str, str], planes: bool = False) -> None:
+        self.program, self.dtype, self.halves, self.planes = program, dtype, halves, planes
         self.unsafe: set[tuple[str, str]] = set()
         self.extents: dict[str, str] = {}
         for name, node in (program.inputs | program.outputs).items():
-            for axis, symbol in enumerate(node.shape):
+            axes = ["shape[0]", "shape[1]"]
+            if self.in_planes(node):
+                axes = [f"shape[0] * {name}.shape[1]", "shape[2]"]
+                self.plane = f"{name}.shape[1]"
+            for axis, symbol in zip(axes, node.shape, strict=True):
                 if symbol != 1:
-                    self.extents.setdefault(symbol, f"{name}.shape[{axis}]")
+                    self.extents.setdefault(symbol, f"{name}.{axis}")
+
+    def in_planes(self, node: Node) -> bool:
+        """Whether an array comes as planes."""
+        return self.planes and 1 not in node.shape
 
     @property
     def lanes(self) -> int:

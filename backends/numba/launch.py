@@ -52,8 +52,8 @@ def signature(real: Any, codes: str) -> Any:
     """The Numba signature of `call`, from a code for each parameter.
 
     i and f are numbers, integer or of the floating type `real`; r2f, r2i and r2h matrices to read, w2f and w2h to write, h
-    being half precision as 16-bit integers; with 1 for 2, vectors of one value a row. Rows may be any stride apart: the layout
-    is "A", and `rows.row` relies on adjacent columns, which the caller has checked.
+    being half precision as 16-bit integers; with 1 for 2, vectors of one value a row, and with 3, planes of rows. Rows may be
+    any stride apart: the layout is "A", and `rows.row` relies on adjacent columns, which the caller has checked.
     """
     kinds = {"i": types.intp, "f": real}
     element = {"f": real, "i": types.int64, "h": types.uint16}

@@ -63,6 +63,7 @@ class StageWriter(Writer):
         result += [f"{self.sums[s]}_parts" for s in self.stage.sums]
         result += [self.scalar_name(n) for n in self.outer_scalars()]
         result += [self.context.extent(e) for e in self.context.extents]
+        result += ["plane"] if self.context.planes else []
         return [*dict.fromkeys(result), "block"]
 
     def outer_scalars(self) -> list[Node]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from xpnn.backends.numba.expression import Context
+from xpnn.backends.numba.loops import CHUNK
 from xpnn.backends.numba.stage import BLOCK, StageWriter
 from xpnn.backends.phases import DEAR
-from xpnn.backends.program import ROW_REDUCTIONS, Node
+from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage
+
+TOGETHER = 4096  # columns of neighbouring tiles that are read and written together, a piece of memory for each column
 
 
 class TileWriter(StageWriter):
     """Tiles of W rows, turned so that a line holds a column of them: what is computed of a row is computed of W rows.
 
-    All of a tile is read before any of it is written.
+    All of a tile is read before any of it is written. Sums along `long` rows are added up in the order of `LoopWriter`, whose
+    lanes are columns, so that they come out the same whichever way the rows lie.
     """
+
+    def __init__(self, context: Context, stage: Stage, name: str, sums: dict[Node, str], long: bool) -> None:
+        self.long = long
+        self.added = 0  # row sums in the order of `LoopWriter`
+        super().__init__(context, stage, name, sums)
+        self.in_planes = context.planes and 1 not in stage.shape
 
     def plan(self) -> None:
         full = [n for n in (*self.inputs.values(), *self.stage.stores) if self._is_full(n)]
@@ -29,14 +40,26 @@ class TileWriter(StageWriter):
         rows, columns = map(self.context.extent, self.stage.shape)
         sums = any(s.op == "column_sum" for s in self.stage.sums)
         block = f"least(256, {rows} // 64)" if sums else f"{BLOCK} // {columns}"
-        return [f"block = {block} // W * W + W", f"blocks = ({rows} + block - 1) // block"]
+        lines = [f"block = {block} // W * W + W"]
+        if not self.in_planes:
+            return [*lines, f"blocks = ({rows} + block - 1) // block"]
+        # neighbouring tiles are read and written together: longer pieces of memory for each column
+        lines += [f"many = least(16, {TOGETHER} // {columns} + 1)", "block = (block // W + many - 1) // many * many * W"]
+        return [*lines, f"blocks = {rows} // plane * ((plane + block - 1) // block)"]
+
+    def parameters(self) -> list[str]:
+        return [*super().parameters(), *(["many"] if self.in_planes else [])]
 
     def body(self) -> list[str]:
         rows, columns = map(self.context.extent, self.stage.shape)
+        steps = self._tile()
         head: list[str] = []
         if self.tiles:
-            head = [f"pitch = ({columns} + W - 1) // W * W", f"tiles = desk(f(0.0), {len(self.tiles)} * pitch, W)"]
-            head += [f"{tile} = row(tiles, {k} * pitch)" for k, tile in enumerate(self.tiles.values())]
+            pitch = "pitch * many" if self.in_planes else "pitch"
+            tables = [f"{len(self.tiles)} * {pitch}", *([f"{2 * self.added} * W"] if self.added else [])]
+            head = [f"pitch = ({columns} + W - 1) // W * W", f"tiles = desk(f(0.0), {' + '.join(tables)}, W)"]
+            head += [f"{tile}{'s' * self.in_planes} = row(tiles, {k} * {pitch})" for k, tile in enumerate(self.tiles.values())]
+            head += [f"added_{k}_all = row(tiles, {tables[0]} + {k} * W)" for k in range(2 * self.added)]
         head += [f"{name}_row = row({name}, 0)" for name, n in self.inputs.items() if n.shape[0] == 1 != n.shape[1]]
         head += [f"{self.table(t)}_row = row({self.table(t)}, 0)" for t in self.tables]
         before: list[str] = []
@@ -48,20 +71,33 @@ class TileWriter(StageWriter):
                 after.append(f"{parts}[0, b] = total({self.sums[s]})")
             else:
                 before += [f"for j in range({columns}):", f"    {parts}[b, j] = f(0.0)"]
-        inner = [
-            *before,
-            f"stop = least({rows}, b * block + block)",
-            "for i in range(b * block, stop, W):",
-            "    n = least(W, stop - i)",
-            *(f"    {line}" for line in self._tile()),
-            *after,
-        ]
+        c = self.context
+        read = [(n.value, tile) for n, tile in self.tiles.items() if n.op == "input"]
+        written = [(name, self.tiles[s]) for s, name in self.output.items() if s in self.tiles]
+        start, stop = "b * block", rows
+        if self.in_planes:
+            head.append("per = (plane + block - 1) // block")
+            start, stop = "b // per * plane + b % per * block", "(b // per + 1) * plane"
+            loop = ["for place in range(start, stop, W * many):", "    left = least(W * many, stop - place)"]
+            loop += [f"    {c.call('cut_out', n, n, 'place', 'left', f'{tile}s', 'pitch')}" for n, tile in read]
+            loop += ["    for which in range((left + W - 1) // W):"]
+            loop += ["        i, n = place + which * W, least(W, left - which * W)"]
+            for k, tile in enumerate(self.tiles.values()):
+                loop.append(f"        {tile} = row(tiles, ({k} * many + which) * pitch)")
+            loop += [f"        {line}" for line in steps]
+            loop += [f"    {c.call('put_back', n, n, 'place', 'left', f'{tile}s', 'pitch')}" for n, tile in written]
+        else:
+            turned = [c.call("turn", name, name, "i", "n", tile) for name, tile in read]
+            back = [c.call("turn_back", name, name, "i", "n", tile) for name, tile in written]
+            loop = ["for i in range(start, stop, W):", "    n = least(W, stop - i)"]
+            loop += [f"    {line}" for line in (*turned, *steps, *back)]
+        inner = [*before, f"start = {start}", f"stop = least({stop}, start + block)", *loop, *after]
         tail = ["hold(tiles)"] if self.tiles else []
         return [*head, "for b in range(first, last):", *(f"    {line}" for line in inner), *tail]
 
     def _tile(self) -> list[str]:
         c = self.context
-        lines = [c.call("turn", n.value, n.value, "i", "n", tile) for n, tile in self.tiles.items() if n.op == "input"]
+        lines: list[str] = []
         scope: dict[Node, str] = {}
         for phase in range(self.phases.last + 1):
             for n in self.nodes:
@@ -75,7 +111,6 @@ class TileWriter(StageWriter):
             if s.op == "sum_rows":
                 name = self.sums[s]
                 lines.append(f"{name} = add_up({name}, {self.operand(s.args[0], scope)}, n)")
-        lines += [c.call("turn_back", n, n, "i", "n", self.tiles[s]) for s, n in self.output.items() if s in self.tiles]
         return lines
 
     def _column_loop(self, phase: int, scope: dict[Node, str], lines: list[str]) -> None:
@@ -87,25 +122,54 @@ class TileWriter(StageWriter):
             return
         names = {r: self.fresh(r) for r in reductions}
         lines += [f"{name} = spread(f({'-np.inf' if r.op == 'row_max' else 0.0}))" for r, name in names.items()]
-        added = [name for r, name in names.items() if r.op == "row_sum"]
+        added: dict[str, tuple[str, str]] = {}  # by name, where long sums are added up: a chunk of columns, and all of them
+        for r, name in names.items():
+            if r.op == "row_sum" and self.long:
+                added[name] = f"added_{2 * self.added}_all", f"added_{2 * self.added + 1}_all"
+                self.added += 1
         body: list[str] = []
         inner = dict(scope)
         for r, name in names.items():
             value = self._lanes(r.args[0], phase, inner, body)
-            body.append(f"{name} = maximum({value}, {name})" if r.op == "row_max" else f"{name}_lanes = {name}_lanes + {value}")
+            if r.op == "row_max":
+                body.append(f"{name} = maximum({value}, {name})")
+            elif name in added:
+                body.append(f"set_line({added[name][0]}, j % W, line({added[name][0]}, j % W) + {value})")
+            else:
+                body.append(f"{name}_lanes = {name}_lanes + {value}")
         for s in stores:
             body.append(f"set_line({self.tiles[s]}, j, {self.cast(s, self._lanes(s, phase, inner, body))})")
         for s in sums:
             value = self._lanes(s.args[0], phase, inner, body)
             body.append(f"{self.sums[s]}_parts[b, j] += total(keep({value}, n, f(0.0)))")
-        if added:  # W columns at a time: fewer roundings
+        if added:
+            lines += self._long_sums(added, body)
+        elif chunked := [name for r, name in names.items() if r.op == "row_sum"]:  # W columns at a time: fewer roundings
             lines.append(f"for start in range(0, {columns}, W):")
-            lines += [f"    {name}_lanes = spread(f(0.0))" for name in added]
+            lines += [f"    {name}_lanes = spread(f(0.0))" for name in chunked]
             lines += [f"    for j in range(start, least({columns}, start + W)):", *(f"        {line}" for line in body)]
-            lines += [f"    {name} = {name} + {name}_lanes" for name in added]
+            lines += [f"    {name} = {name} + {name}_lanes" for name in chunked]
         else:
             lines += [f"for j in range({columns}):", *(f"    {line}" for line in body)]
         scope |= names
+
+    def _long_sums(self, added: dict[str, tuple[str, str]], body: list[str]) -> list[str]:
+        """A loop over columns that adds up as `LoopWriter` does: line k of a table stands for its lane k.
+
+        Chunks of whole vectors, then the columns that are left; then the lanes in halves.
+        """
+        columns = self.context.extent(self.stage.shape[1])
+        lines = ["for k in range(W):", *(f"    set_line({whole}, k, spread(f(0.0)))" for _, whole in added.values())]
+        lines += [f"whole, piece = {columns} - {columns} % W, 0", f"while piece < {columns}:"]
+        lines += [f"    end = least(whole, piece + {CHUNK}) if piece < whole else {columns}", "    for k in range(W):"]
+        lines += [f"        set_line({part}, k, spread(f(0.0)))" for part, _ in added.values()]
+        lines += ["    for j in range(piece, end):", *(f"        {line}" for line in body), "    for k in range(W):"]
+        lines += [f"        set_line({whole}, k, line({whole}, k) + line({part}, k))" for part, whole in added.values()]
+        lines += ["    piece = end"]
+        lines += ["half = W // 2", "while half:", "    for k in range(half):"]
+        lines += [f"        set_line({whole}, k, line({whole}, k) + line({whole}, k + half))" for _, whole in added.values()]
+        lines += ["    half //= 2"]
+        return lines + [f"{name} = line({whole}, 0)" for name, (_, whole) in added.items()]
 
     def _lanes(self, n: Node, phase: int, scope: dict[Node, str], lines: list[str]) -> str:
         """The values of column `j`: lanes where rows differ, else a number."""

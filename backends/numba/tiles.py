@@ -216,18 +216,15 @@ def _numbers(count: int) -> ir.Constant:
 
 
 class _Column:
-    """The only column of a matrix, `n` rows of it from row `i` on."""
+    """`n` elements `stride` bytes apart, a lane for each."""
 
-    def __init__(self, context: Any, builder: Any, kind: Any, matrix: ir.Value, i: ir.Value, n: ir.Value, count: int) -> None:
-        array = context.make_array(kind)(context, builder, matrix)
-        stride, _ = cgutils.unpack_tuple(builder, array.strides)
-        self.builder, self.vector = builder, ir.VectorType(context.get_data_type(kind.dtype), count)
-        self.start = cgutils.pointer_add(builder, array.data, builder.mul(i, stride), array.data.type)
+    def __init__(self, builder: Any, start: ir.Value, stride: ir.Value, n: ir.Value, count: int) -> None:
+        self.builder, self.vector = builder, ir.VectorType(start.type.pointee, count)
         size = _size(self.vector.element)
         self.dense = builder.and_(builder.icmp_signed("==", stride, _I64(size)), builder.icmp_signed(">=", n, _I64(count)))
         offsets = builder.mul(splat(builder, stride, count), _numbers(count))
-        self.spots = _Spots(builder, self.start, offsets, mask(builder, n, count))
-        self.address = builder.bitcast(self.start, self.vector.as_pointer())
+        self.spots = _Spots(builder, start, offsets, mask(builder, n, count))
+        self.address = builder.bitcast(start, self.vector.as_pointer())
         self.align = size
 
     def load(self) -> ir.Value:
@@ -252,13 +249,68 @@ class _Column:
                 self.spots.store(content)
 
 
+def _only_column(context: Any, builder: Any, kind: Any, matrix: ir.Value, i: ir.Value, n: ir.Value, count: int) -> _Column:
+    """The only column of a matrix, `n` rows of it from row `i` on."""
+    array = context.make_array(kind)(context, builder, matrix)
+    stride, _ = cgutils.unpack_tuple(builder, array.strides)
+    return _Column(builder, cgutils.pointer_add(builder, array.data, builder.mul(i, stride), array.data.type), stride, n, count)
+
+
+class _Columns:
+    """The columns of the rows from row `i` on, all of one plane."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, planes: ir.Value, i: ir.Value) -> None:
+        array = context.make_array(kind)(context, builder, planes)
+        _, rows, self.number = cgutils.unpack_tuple(builder, array.shape)
+        to_plane, self.to_row, self.to_column = cgutils.unpack_tuple(builder, array.strides)
+        offset = builder.mul(builder.udiv(i, rows), to_plane)
+        offset = builder.add(offset, builder.mul(builder.urem(i, rows), self.to_row))
+        self.builder = builder
+        self.start = cgutils.pointer_add(builder, array.data, offset, array.data.type)
+
+    def at(self, j: ir.Value) -> ir.Value:
+        """The address of one of them."""
+        return cgutils.pointer_add(self.builder, self.start, self.builder.mul(j, self.to_column), self.start.type)
+
+
+def _cutter(name: str, back: bool) -> Any:
+    def typed(typingctx: Any, planes: Any, i: Any, n: Any, tiles: Any, pitch: Any) -> Any:
+        count = _width(planes.dtype)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source, first, number, target, apart = args
+            lines = context.make_array(sig.args[3])(context, builder, target).data
+            columns = _Columns(context, builder, sig.args[0], source, first)
+            with cgutils.for_range(builder, columns.number) as column:
+                start = columns.at(column.index)
+                steps = cgutils.for_range_slice(builder, _I64(0), number, _I64(count), _I64)
+                with steps as (done, which):
+                    place = _line(builder, lines, builder.add(builder.mul(which, apart), column.index), count)
+                    address = cgutils.pointer_add(builder, start, builder.mul(done, columns.to_row), start.type)
+                    piece = _Column(builder, address, columns.to_row, builder.sub(number, done), count)
+                    if back:
+                        content = builder.load(place, align=64)
+                        piece.store(half.narrow(builder, name, content) if name else content)
+                    else:
+                        found = piece.load()
+                        builder.store(half.widen(builder, name, found) if name else found, place, align=64)
+            return context.get_dummy_value()
+
+        return types.void(planes, types.intp, types.intp, tiles, types.intp), lower
+
+    typed.__doc__ = """Fill tiles, `pitch` lines each, with `n` rows of a plane from row `i` on; lanes beyond hold zeros."""
+    if back:
+        typed.__doc__ = "Write the first `n` lanes of tiles, `pitch` lines each, to the rows of a plane from row `i` on."
+    return intrinsic(typed)
+
+
 def _row_loader(name: str) -> Any:
     def typed(typingctx: Any, like: Any, matrix: Any, i: Any, n: Any) -> Any:
         lanes = Lanes(types.float32 if name else matrix.dtype, width(like))
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             _, source, first, number = args
-            found = _Column(context, builder, sig.args[1], source, first, number, lanes.count).load()
+            found = _only_column(context, builder, sig.args[1], source, first, number, lanes.count).load()
             return half.widen(builder, name, found) if name else found
 
         return lanes(like, matrix, types.intp, types.intp), lower
@@ -275,7 +327,7 @@ def _row_storer(name: str) -> Any:
             _, target, first, number, content = args
             content = content if isinstance(value, Lanes) else splat(builder, content, count)
             content = half.narrow(builder, name, content) if name else content
-            _Column(context, builder, sig.args[1], target, first, number, count).store(content)
+            _only_column(context, builder, sig.args[1], target, first, number, count).store(content)
             return context.get_dummy_value()
 
         return types.void(like, matrix, types.intp, types.intp, value), lower
@@ -341,6 +393,8 @@ def anywhere(typingctx: Any, condition: Any) -> Any:
 
 turn, turn_float16, turn_bfloat16 = (_turner(name, back=False) for name in ("", "float16", "bfloat16"))
 turn_back, turn_back_float16, turn_back_bfloat16 = (_turner(name, back=True) for name in ("", "float16", "bfloat16"))
+cut_out, cut_out_float16, cut_out_bfloat16 = (_cutter(name, back=False) for name in ("", "float16", "bfloat16"))
+put_back, put_back_float16, put_back_bfloat16 = (_cutter(name, back=True) for name in ("", "float16", "bfloat16"))
 load_rows, load_rows_float16, load_rows_bfloat16 = map(_row_loader, ("", "float16", "bfloat16"))
 store_rows, store_rows_float16, store_rows_bfloat16 = map(_row_storer, ("", "float16", "bfloat16"))
 pick, pick_float16, pick_bfloat16 = (_picker(name, turned=False) for name in ("", "float16", "bfloat16"))

@@ -144,7 +144,7 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     call = collect(kernel, kernel.__name__, bound, roles)
     kinds, dtypes = ({n: g[k] for n, g in call.given.items()} for k in (0, 1))
     program = trace(d, kinds, dtypes, bound.options, names)  # type: ignore[arg-type]
-    return Recorded(program, call.canonical, bound.options, call.frame)
+    return Recorded(program, call.arrays(), bound.options, call.frame)
 
 
 def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "") -> Array:
