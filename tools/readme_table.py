@@ -18,7 +18,7 @@ from xpnn.benchmarks.report import amount, duration
 ROOT = Path(__file__).resolve().parent.parent
 README, SPEED = ROOT / "README.md", ROOT / "docs" / "speed.md"
 OURS = "xpnn"
-PLACES = {"bench": README, "large": README, "limits": SPEED, "half": SPEED, "losses": SPEED, "gaps": SPEED}
+PLACES = {"bench": README, "large": README, "limits": SPEED, "half": SPEED, "losses": SPEED, "axis": SPEED, "gaps": SPEED}
 SHOWN = {  # a table's part of the cases; the files have all
     "bench": (
         "cross_entropy value_and_grad",
@@ -49,6 +49,21 @@ def gaps(document: dict, source: str, link: str) -> str:
     return "\n".join(lines)
 
 
+def axis(document: dict, source: str, link: str) -> str:
+    """The table of what `tools/axis.py` has measured."""
+    lines = [
+        f"{_where(document)}; float32; {_when(document)}: [{source}]({link}).",
+        "",
+        "| along the second axis | shape | copy | xpnn | in place | torch | × torch |",
+        "|---|" + "--:|" * 6,
+    ]
+    for row in document["rows"]:
+        cells = [duration(row[n]) if n in row else "–" for n in ("copy", "xpnn", "in place", "torch")]
+        shape = "×".join(map(str, row["shape"]))
+        lines.append(f"| {row['kernel']} | {shape} | {' | '.join(cells)} | {row['torch'] / row['xpnn']:.2f} |")
+    return "\n".join(lines)
+
+
 def _label(case: str) -> tuple[str, str]:
     """Kernel, direction and any unusual dtype; size."""
     group, size, dtype = case.rsplit(" ", 2)
@@ -70,8 +85,8 @@ def _when(document: dict) -> str:
 def table(name: str, document: dict, source: str) -> str:
     """The Markdown between the markers."""
     link = Path(*[".."] * (len(PLACES[name].relative_to(ROOT).parts) - 1), source).as_posix()
-    if name == "gaps":
-        return gaps(document, source, link)
+    if name in ("axis", "gaps"):
+        return {"axis": axis, "gaps": gaps}[name](document, source, link)
     cases = document["cases"]
     rivals = list(dict.fromkeys(n for c in cases for n, t in c["timings"].items() if n != OURS and "extra_bytes" in t))
     rows = [c for c in cases if name not in SHOWN or c["case"].rsplit(" ", 2)[0] in SHOWN[name]]
