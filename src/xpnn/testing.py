@@ -126,7 +126,7 @@ class Recorded(NamedTuple):
 
 
 def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], names: tuple[str, ...]) -> Recorded:
-    """Trace what makes some results from a caller's arrays.
+    """Trace what makes some results from a caller's arrays; `options` may hold `axis`.
 
     Raises
     ------
@@ -137,10 +137,10 @@ def record(kernel: Kernel, arrays: dict[str, Array], options: dict[str, Any], na
     given: Given = {
         n: (i.kind("int" if arrays[n].dtype.kind in "iu" else "float"), "float") for n, i in d.inputs.items() if n in arrays
     }
-    shapes = prepare_shapes(kernel, default_given(d) | given, {**d.options, **options})
+    bound = bind(kernel, kernel.__name__, tuple(arrays), (), {**arrays, **options})
+    shapes = prepare_shapes(kernel, default_given(d) | given, bound.options)
     roles = {n: kind_of(s) for n, s in shapes.items()}
     roles |= {"d" + n: roles[n] for n in d.differentiable if n in roles}
-    bound = bind(kernel, kernel.__name__, tuple(arrays), (), {**arrays, **options})
     call = collect(kernel, kernel.__name__, bound, roles)
     kinds, dtypes = ({n: g[k] for n, g in call.given.items()} for k in (0, 1))
     program = trace(d, kinds, dtypes, bound.options, names)  # type: ignore[arg-type]
