@@ -5,12 +5,15 @@ PYTHON ?= python3
 VENV ?= .venv
 # how many processes run the tests: a number, or auto for one per processor
 JOBS ?= auto
+# of make fuzz: 100,000 take some hours
+CASES ?= 10000
+RECORD ?= $(VENV)/fuzz.json
 # more for pytest, such as: make test ARGS="-k softmax -x"
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test cuda-all lint format smoke gpu-check env clean
+.PHONY: help bench test fuzz cuda-all lint format smoke gpu-check env clean
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
@@ -30,6 +33,9 @@ bench: $(VENV)/bench  ## what runs here and how fast, beside what else is instal
 
 test: $(VENV)/tests  ## the whole suite, and the doctests of the installed package
 	$(python) -m pytest -n $(JOBS) --doctest-modules $(ARGS) tests --pyargs xpnn --ignore-glob='*/xpnn/benchmarks/test_*.py'
+
+fuzz: $(VENV)/tests  ## CASES calls that Hypothesis thinks of, others each time; what was done goes to RECORD
+	FUZZ_CASES=$(CASES) FUZZ_RECORD=$(RECORD) $(python) -m pytest $(ARGS) tests/test_fuzz.py
 
 cuda-all: $(VENV)/tests  ## every CUDA kernel compiled for every architecture: some ten minutes
 	$(python) -m pytest -n $(JOBS) $(ARGS) tests/test_cuda_compile.py -m slow
