@@ -78,11 +78,7 @@ class Call:
         shapes = {n: a.shape for n, a in self.raw.items()}
         if ready.symbols:
             check_extents(self.what, shapes, self.canonical, ready.symbols)
-        sizes = {
-            s: size for n, sym in ready.symbols.items() for s, size in zip(sym, self.canonical[n].shape, strict=True) if s != 1
-        }
-        sizes |= {"R": self.frame.rows, "C": self.frame.columns}
-        expected = {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
+        expected = self.expected(ready, wanted)
         public = {n: (self.public_shape(n, ready.shapes[n], e), self.dtype_of(n, ready)) for n, e in expected.items()}
         self._check_out(out, public)
         if self.frame.rows == 0 or self.frame.columns == 0:
@@ -98,6 +94,14 @@ class Call:
             results = {n: v for n, v in results.items() if v is not None}
         with np.errstate(all="ignore"):  # what is too large for half precision becomes an infinity
             return {n: self._settled(n, results[n], ready, expected[n], out.get(n)) for n in wanted if n in results}
+
+    def expected(self, ready: Prepared, wanted: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """The canonical shape of each result."""
+        sizes = {
+            s: size for n, sym in ready.symbols.items() for s, size in zip(sym, self.canonical[n].shape, strict=True) if s != 1
+        }
+        sizes |= {"R": self.frame.rows, "C": self.frame.columns}
+        return {n: tuple(1 if s == 1 else sizes[s] for s in ready.shapes[n]) for n in wanted if n in ready.shapes}
 
     def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
         source = self.kernel.declaration.gradients.get(name)
@@ -229,7 +233,11 @@ def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _double(xp: Any) -> Any:
-    return np.dtype(np.float64) if xp is np else xp.float64
+    """What integers are computed in: float64, or float32 where the library has no wider one, as JAX by default."""
+    if xp is np:
+        return np.dtype(np.float64)
+    known = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return known.get("float64", xp.float32)
 
 
 def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Kind]]) -> Call:

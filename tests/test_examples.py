@@ -18,8 +18,8 @@ def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
 
     def load(name):
-        if name == "digits":
-            pytest.importorskip("sklearn")
+        for module in {"digits": ["sklearn"], "jax_step": ["sklearn", "jax"]}.get(name, []):
+            pytest.importorskip(module, reason=f"{module} is not installed: examples/{name}.py not run")
         return importlib.import_module(name)
 
     return load
@@ -119,3 +119,25 @@ def test_large_vocab(example, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5)
     assert np.mean(a[-3:]) < 0.9 * a[0]
     assert 0 < least <= most + 10_000
+
+
+def test_jax_step(example):
+    """Jitted steps lose what the same steps on NumPy arrays do, and learn."""
+    jax_step, network = example("jax_step"), example("network")
+    rng = np.random.default_rng(4)
+    ours = theirs = network.xavier((8, 6, 3), rng)
+    for _ in range(3):
+        x, target = rng.standard_normal((5, 8), "float32"), rng.integers(0, 3, 5)
+        theirs, loss = jax_step.step(theirs, x, target)
+        logits, caches = network.forward(ours, x, xpnn.tanh)
+        expected, dlogits = xpnn.cross_entropy.value_and_grad(logits, target, label_smoothing=0.1)
+        gradients = network.backward(dlogits, caches)
+        ours = [
+            tuple(p - jax_step.RATE * dp for p, dp in zip(*layers, strict=True)) for layers in zip(ours, gradients, strict=True)
+        ]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p[0], q[0], rtol=1e-4, atol=1e-6)
+    losses, accuracy = jax_step.train(150)
+    assert losses[-20:].mean() < 0.5 * losses[0]
+    assert accuracy > 0.9
