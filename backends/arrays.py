@@ -276,6 +276,13 @@ def frame(
     return result
 
 
+def check_known(kernel: str, shapes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise for lazy arrays that do not know their own shape."""
+    for name, shape in shapes.items():
+        if any(math.isnan(n) for n in shape):
+            raise ValueError(wrong(kernel, name, f"shape {shape}", "a known one; call its compute_chunk_sizes() first"))
+
+
 def check_extents(
     kernel: str, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any], symbols: Mapping[str, Shape]
 ) -> None:

@@ -18,6 +18,7 @@ from xpnn.backends.arrays import (
     accept,
     address,
     check_extents,
+    check_known,
     dtype_class,
     dtype_name,
     frame,
@@ -280,6 +281,10 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
     axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
+    if lib == "dask":
+        check_known(what, shapes)
+        if far != "row":  # flat, its blocks would have to be put together anew
+            axis, far = -1, "row"
     fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
     canonical: dict[str, Any] = {}
     given: Given = {}
