@@ -473,17 +473,17 @@ def value_and_grad(
     names = _differentiated(call, wrt)
     gradients = tuple("d" + n for n in names)
     made = made_by(call)
-    ready = call.prepared((*made, *gradients))
-    if without := [n for n in names if "d" + n not in ready.shapes]:
-        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
-        raise ValueError(wrong(what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
     size = {"R": call.frame.rows, "C": call.frame.columns}
-    shape = ready.shapes[d.outputs[0]]
+    shape = prepare_shapes(kernel, call.given, call.options)[d.outputs[0]]
     if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
         shape[0] == "R" and call.frame.axis is not None and call.frame.lead
     ):
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(what, "the result", "more than one number", f"one number{hint}"))
+    ready = call.prepared((*made, *gradients))
+    if without := [n for n in names if "d" + n not in ready.shapes]:
+        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
+        raise ValueError(wrong(what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
         remember(call, "value_and_grad", args, (*made, *gradients), gradients)

@@ -1,6 +1,7 @@
 """The examples: a network's gradients by central differences, and training on handwritten digits."""
 
 import importlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
 
     def load(name):
-        for module in {"digits": ["sklearn"], "jax_step": ["sklearn", "jax"]}.get(name, []):
+        for module in {"digits": ["sklearn"], "jax_step": ["sklearn", "jax"], "dask_rows": ["dask.array", "distributed"]}.get(
+            name, []
+        ):
             pytest.importorskip(module, reason=f"{module} is not installed: examples/{name}.py not run")
         return importlib.import_module(name)
 
@@ -141,3 +144,36 @@ def test_jax_step(example):
     losses, accuracy = jax_step.train(150)
     assert losses[-20:].mean() < 0.5 * losses[0]
     assert accuracy > 0.9
+
+
+def test_dask_rows(example):
+    """The steps are those of NumPy on all rows, and hold a part of them at a time."""
+    dask_rows = example("dask_rows")
+    import dask
+
+    rows, block = 40_000, 2_000
+    with dask.config.set(scheduler="synchronous"):
+        dask_rows.train(100, 1, 50)  # compiles
+        tracemalloc.start()
+        losses, weight = dask_rows.train(rows, 2, block)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        x, target = dask.compute(*dask_rows.data(rows, block))
+    assert peak < 0.5 * x.nbytes
+    expected = np.zeros_like(weight)
+    for loss in losses:
+        want, dweight = xpnn.linear_cross_entropy.value_and_grad(x, expected, target, wrt="linear_weight")
+        assert loss == pytest.approx(want, rel=1e-5)
+        expected -= dask_rows.RATE * dweight
+    np.testing.assert_allclose(weight, expected, atol=1e-5)
+
+
+def test_dask_rows_command(example):
+    """On a worker process of its own."""
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(
+        example("dask_rows").main, ["--rows", "20000", "--steps", "1", "--workers", "1"], catch_exceptions=False
+    )
+    assert "step 0  loss 4.6052" in result.output
+    assert "at most" in result.output

@@ -160,9 +160,8 @@ class Pass:
             pairs += [array, (0 if by_rows else next(indices), 1 if by_columns else next(indices))]
         alone = {axis: 1 for axis in (0, 1) if not any(axis in at for at in pairs[1::2])}
         given = {n: numbers[n] for n in self.program.options}
-        tasks = da.blockwise(
-            self.block, (0, 1), *pairs, numbers=given, new_axes=alone, dtype=object, meta=np.empty((0, 0), object)
-        )
+        what = {"dtype": object, "meta": np.empty((0, 0), object), "token": self.program.name}
+        tasks = da.blockwise(self.block, (0, 1), *pairs, numbers=given, new_axes=alone, **what)
         results = {}
         for k, (name, node) in enumerate(self.program.outputs.items()):
             rows, columns = tasks.chunks
@@ -173,7 +172,8 @@ class Pass:
             elif not self.any_columns:
                 columns = (sizes[node.shape[1]],)
             dtype = self.dtypes[name]
-            part = tasks.map_blocks(operator.itemgetter(k), chunks=(rows, columns), dtype=dtype, meta=np.empty((0, 0), dtype))
+            what = {"dtype": dtype, "meta": np.empty((0, 0), dtype), "token": f"{self.program.name}-{name}"}
+            part = tasks.map_blocks(operator.itemgetter(k), chunks=(rows, columns), **what)
             if name in self.summed:
                 part = part.sum(axis=0 if node.shape[1] != 1 else (0, 1), keepdims=True, dtype=dtype)
             results[name] = part

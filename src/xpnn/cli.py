@@ -258,10 +258,13 @@ def parity(context: click.Context, names: tuple[str, ...], backends: tuple[str, 
         task = progress.add_task("", total=len(kernels))
         for kernel in kernels:
             progress.update(task, description=kernel.__name__)
-            for row in xpnn.testing.parity_rows([kernel], asked):
-                rows.append(row)
-                seen = " ".join(str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction"))
-                progress.update(task, description=f"{seen}: {row['verdict']}")
+            try:
+                for row in xpnn.testing.parity_rows([kernel], asked):
+                    rows.append(row)
+                    seen = " ".join(str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction"))
+                    progress.update(task, description=f"{seen}: {row['verdict']}")
+            except xpnn.BackendError as error:
+                raise click.ClickException(f"{kernel.__name__}: {error}") from error
             progress.advance(task)
     bad = [row for row in rows if row["verdict"] != "ok"]
     if as_json:
