@@ -153,7 +153,8 @@ class _Functional:
     def _chunks(self) -> list[slice]:
         name = "float32" if self.job.library == "numpy" and self.job.dtype in HALF else self.job.dtype  # of logits
         itemsize = 2 if name in HALF else 4 if name == "float32" else 8
-        size = self.chunk_size or chunk_rows(self.rows, self.columns, itemsize)
+        blocked = self.job.library == "dask"  # its arrays are in blocks of rows as they are
+        size = self.chunk_size or (self.rows if blocked else chunk_rows(self.rows, self.columns, itemsize))
         return [slice(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
 
     def _gradients(self, chunk: slice, logits: Any, wanted: list[str], divisor: Any, scale: Any) -> None:

@@ -4,7 +4,7 @@
     python examples/dask_rows.py --rows 2000000 --workers 4
 
 Each step is one graph: logits, mean loss and gradient of a block by the fused loops, the weight's gradient a sum over the
-blocks. Workers may not spill to disk, and one that held more than its limit would be killed.
+blocks. Workers may not spill to disk; one that nears its limit is killed.
 """
 
 import time
@@ -28,19 +28,21 @@ def data(rows, block=BLOCK):
 
 
 def gradient(x, target, weight):
-    """The mean loss over all rows and its gradient by the weight; both lazy."""
+    """The mean loss over all rows and its gradient by the weight; both lazy.
+
+    A sum, divided: a mean would look at all targets before the first gradient, and these are made of x.
+    """
     weight = da.from_array(weight, chunks=-1)
-    return xpnn.linear_cross_entropy.value_and_grad(x, weight, target, wrt=("linear_weight",))
+    loss, (dweight,) = xpnn.linear_cross_entropy.value_and_grad(x, weight, target, reduction="sum", wrt=("linear_weight",))
+    return loss / len(x), dweight / len(x)
 
 
-def train(rows, steps, block=BLOCK, report=lambda step, loss, seconds: None):
+def train(x, target, steps, report=lambda step, loss, seconds: None):
     """Gradient descent over all rows at each step; the losses and the weight."""
-    x, target = data(rows, block)
-    target = target.persist()  # a number a row; a mean needs all of them before the first gradient, but not x
     weight, losses = np.zeros((CLASSES, FEATURES), "float32"), []
     for step in range(steps):
         started = time.perf_counter()
-        loss, (dweight,) = dask.compute(*gradient(x, target, weight))
+        loss, dweight = dask.compute(*gradient(x, target, weight))
         weight -= RATE * dweight
         losses.append(float(loss))
         report(step, losses[-1], time.perf_counter() - started)
@@ -56,7 +58,7 @@ def main(rows, steps, workers, memory_limit):
     """Train on worker processes of little memory, and print loss, time and peak memory."""
     from distributed import Client, LocalCluster
 
-    memory = {f"distributed.worker.memory.{what}": False for what in ("target", "spill")}
+    memory = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause")}
     with (
         dask.config.set(memory),
         LocalCluster(
@@ -72,7 +74,7 @@ def main(rows, steps, workers, memory_limit):
         def report(step, loss, seconds):
             print(f"step {step}  loss {loss:.4f}  {seconds:.1f} s")
 
-        train(rows, steps, report=report)
+        train(*data(rows), steps, report)
         for worker, peak in client.run(peak_memory).items():
             print(f"{worker}: at most {peak / 1e6:,.0f} MB")
 

@@ -153,12 +153,13 @@ def test_dask_rows(example):
 
     rows, block = 40_000, 2_000
     with dask.config.set(scheduler="synchronous"):
-        dask_rows.train(100, 1, 50)  # compiles
+        dask_rows.train(*dask_rows.data(100, 50), 1)  # compiles
+        x, target = dask_rows.data(rows, block)
         tracemalloc.start()
-        losses, weight = dask_rows.train(rows, 2, block)
+        losses, weight = dask_rows.train(x, target, 2)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        x, target = dask.compute(*dask_rows.data(rows, block))
+        x, target = dask.compute(x, target)
     assert peak < 0.5 * x.nbytes
     expected = np.zeros_like(weight)
     for loss in losses:
