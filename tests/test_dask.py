@@ -93,6 +93,16 @@ def test_fused_blocks(dask: Any, dtype: str, close: Callable[..., None]) -> None
     np.testing.assert_allclose(dlogits, want[1], rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-7)
 
 
+def test_threads(dask: Any, close: Callable[..., None]) -> None:
+    """Dask's usual scheduler runs many blocks at once, each perhaps on several threads."""
+    x, target = RNG.normal(size=(400, 6)).astype("float32"), RNG.integers(0, 6, 400)
+    want = xpnn.cross_entropy.value_and_grad(x, target)
+    for _ in range(5):
+        lazily = xpnn.cross_entropy.value_and_grad(lazy(x, 7), lazy(target, 11))
+        for got, expected in zip(dask.compute(*lazily, scheduler="threads", num_workers=8), want, strict=True):
+            close(got, expected)
+
+
 def test_nothing_is_computed_early() -> None:
     """Not even the targets are looked at."""
     import dask.array as da

@@ -172,7 +172,7 @@ class Pass:
             elif not self.any_columns:
                 columns = (sizes[node.shape[1]],)
             dtype = self.dtypes[name]
-            what = {"dtype": dtype, "meta": np.empty((0, 0), dtype), "token": f"{self.program.name}-{name}"}
+            what = {"dtype": dtype, "meta": np.empty((0, 0), dtype)}
             part = tasks.map_blocks(operator.itemgetter(k), chunks=(rows, columns), **what)
             if name in self.summed:
                 part = part.sum(axis=0 if node.shape[1] != 1 else (0, 1), keepdims=True, dtype=dtype)
