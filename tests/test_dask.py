@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xpnn
+from xpnn.backends.kernel import registry
 
 RNG = np.random.default_rng(11)
 X = RNG.normal(size=(10, 6))
@@ -103,6 +106,29 @@ def test_threads(dask: Any, close: Callable[..., None]) -> None:
             close(got, expected)
 
 
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 12), reduction=st.sampled_from(["mean", "sum"]))
+def test_any_blocks(data: Any, rows: int, reduction: str) -> None:
+    """However rows are cut, the loss and its gradient are those of one block; no row that counts means NaN."""
+    import dask
+    import dask.array as da
+
+    def cut(a: Any, name: str) -> Any:
+        ends = sorted(data.draw(st.sets(st.integers(0, rows), max_size=4), name))
+        sizes = np.diff([0, *ends, rows])
+        return da.from_array(a, chunks=(tuple(map(int, sizes)), *a.shape[1:]))
+
+    x, target = (
+        X.repeat(2, 0)[:rows],
+        data.draw(st.lists(st.sampled_from([-100, 0, 5]), min_size=rows, max_size=rows), "target"),
+    )
+    target = np.array(target)
+    want = xpnn.cross_entropy.value_and_grad(x, target, reduction=reduction)
+    lazily = xpnn.cross_entropy.value_and_grad(cut(x, "x"), cut(target, "t"), reduction=reduction)
+    for got, expected in zip(dask.compute(*lazily, scheduler="synchronous"), want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-15)
+
+
 def test_nothing_is_computed_early() -> None:
     """Not even the targets are looked at."""
     import dask.array as da
@@ -183,12 +209,27 @@ def client() -> Iterator[Any]:
         yield client
 
 
-def test_processes(client: Any, close: Callable[..., None]) -> None:
-    """Blocks go to worker processes, which compile for themselves; errors come back."""
+@pytest.fixture
+def own() -> Iterator[Any]:
+    """A kernel that no other process could import; forgotten afterwards."""
+    before = dict(registry)
+
+    @xpnn.kernel
+    def damped(xp: Any, x: Any, *, rate: float = 0.5) -> Any:
+        return xp.exp(-rate * x) / xp.sum(xp.exp(-x), axis=-1, keepdims=True)
+
+    yield damped
+    registry.clear()
+    registry.update(before)
+
+
+def test_processes(client: Any, own: Any, close: Callable[..., None]) -> None:
+    """Blocks go to worker processes, which compile for themselves, one's own kernels too; errors come back."""
     x, target = RNG.normal(size=(40, 6)).astype("float32"), RNG.integers(0, 6, 40)
     loss, dlogits = client.gather(client.compute(xpnn.cross_entropy.value_and_grad(lazy(x), lazy(target))))
     want = xpnn.cross_entropy.value_and_grad(x, target)
     close(loss, want[0])
     close(dlogits, want[1])
+    close(client.compute(own(lazy(x), rate=0.25)).result(), own(x, rate=0.25))
     with pytest.raises(IndexError, match="target: got 9 in row 0"):
         client.compute(xpnn.cross_entropy(lazy(x), lazy(target * 0 + 9))).result()
