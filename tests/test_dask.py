@@ -96,6 +96,18 @@ def test_fused_blocks(dask: Any, dtype: str, close: Callable[..., None]) -> None
     np.testing.assert_allclose(dlogits, want[1], rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-7)
 
 
+def test_products_of_half_precision(dask: Any) -> None:
+    """In float32, rounded once: a layer, and a layer under a loss, with every gradient."""
+    x, weight, target = X.astype("float16"), RNG.normal(size=(3, 6)).astype("float16"), np.maximum(TARGET, 0) % 3
+    want = xpnn.linear_cross_entropy.value_and_grad(x, weight, target)
+    loss, gradients = xpnn.linear_cross_entropy.value_and_grad(lazy(x), lazy(weight, 2), lazy(target))
+    for got, expected in zip(dask.compute(loss, *gradients), (want[0], *want[1]), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=2e-3, atol=1e-4)
+    y = xpnn.linear(lazy(x), lazy(weight, 2)).compute()
+    np.testing.assert_allclose(y.astype(float), xpnn.linear(x, weight).astype(float), rtol=1e-3, atol=1e-3)
+
+
 def test_threads(dask: Any, close: Callable[..., None]) -> None:
     """Dask's usual scheduler runs many blocks at once, each perhaps on several threads."""
     x, target = RNG.normal(size=(400, 6)).astype("float32"), RNG.integers(0, 6, 400)
