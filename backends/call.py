@@ -18,7 +18,6 @@ from xpnn.backends.arrays import (
     accept,
     address,
     check_extents,
-    check_known,
     dtype_class,
     dtype_name,
     frame,
@@ -281,10 +280,8 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
     axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
-    if lib == "dask":
-        check_known(what, shapes)
-        if far != "row":  # flat, its blocks would have to be put together anew
-            axis, far = -1, "row"
+    if lib == "dask" and far != "row":  # flat, blocks would have to be put together anew
+        axis, far = -1, "row"
     fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
     canonical: dict[str, Any] = {}
     given: Given = {}

@@ -184,6 +184,7 @@ def test_more_axes_and_empty_blocks(close: Callable[..., None]) -> None:
     close(xpnn.softmax(lazy(x, 2, 2), axis=1).compute(), xpnn.softmax(x, axis=1))
     late = lazy(X)[lazy(np.arange(10) >= 4)].compute_chunk_sizes()
     assert late.chunks[0] == (0, 4, 2)
+    assert xpnn.softmax(late).chunks[0] == (4, 2)
     close(xpnn.softmax(late).compute(), xpnn.softmax(X[4:]))
     close(xpnn.mse_loss(late, late * 0).compute(), np.mean(X[4:] ** 2))
     assert xpnn.softmax(lazy(X)[:0]).compute().shape == (0, 6)

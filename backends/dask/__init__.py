@@ -189,10 +189,6 @@ class Block:
     def __call__(self, *blocks: Any, numbers: Mapping[str, Any]) -> tuple[Any, ...]:
         program, run = _compiled(self.pickled)
         arrays = dict(zip(program.inputs, map(_block, blocks), strict=True))
-        sizes = {s: n for name, node in program.inputs.items() for s, n in zip(node.shape, arrays[name].shape, strict=True)}
-        sizes[1] = 1
-        if not all(sizes.values()):  # some blocks may have no rows
-            return tuple(np.zeros([sizes[s] for s in node.shape]) for node in program.outputs.values())
         try:
             results = run(np, arrays, numbers, {})
         except OutOfRange as error:
