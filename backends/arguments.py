@@ -274,7 +274,11 @@ def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _double(xp: Any) -> Any:
-    return np.dtype(np.float64) if xp is np else xp.float64
+    """What integers are computed in: float64, or float32 where the library has no wider one, as JAX by default."""
+    if xp is np:
+        return np.dtype(np.float64)
+    known = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return known.get("float64", xp.float32)
 
 
 def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Kind]]) -> Call:
@@ -353,6 +357,8 @@ def _planned(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
     axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
+    if lib == "dask" and far != "row":  # flat, blocks would have to be put together anew
+        axis, far = -1, "row"
     fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
     given: Given = {n: (kinds[n], "int" if kinds[n] is Index else "float") for n in raw}
     own = {n: wide_dtype(xp, dtype) if n in wide else dtype for n in raw if kinds[n] is not Index}

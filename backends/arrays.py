@@ -60,12 +60,21 @@ def accept(kernel: str, name: str, value: Any, others: str | None) -> Any:
         except ValueError as error:
             raise TypeError(wrong(kernel, name, f"a {type(value).__name__} ({error})", "an array of numbers")) from None
     elif array_api_compat.is_array_api_obj(value):
-        return value
+        return _in_blocks(kernel, name, value) if library(value) == "dask" else value
     else:
         raise TypeError(wrong(kernel, name, type(value).__name__, "an array"))
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(wrong(kernel, name, f"dtype {array.dtype}", "real numbers"))
     return array
+
+
+def _in_blocks(kernel: str, name: str, array: Any) -> Any:
+    """A lazy array of known shape, without blocks that hold nothing: those confuse Dask beside an axis of length 1."""
+    if any(math.isnan(n) for n in array.shape):
+        raise ValueError(wrong(kernel, name, f"shape {array.shape}", "a known one; call its compute_chunk_sizes() first"))
+    if not any(0 in sizes and any(sizes) for sizes in array.chunks):
+        return array
+    return array.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in array.chunks))
 
 
 def dtype_class(xp: Any, kernel: str, name: str, dtype: Any) -> DType:

@@ -204,17 +204,17 @@ def _one_number(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...
     """
     d = call.kernel.declaration
     names = _differentiated(call, wrt)
-    ready = call.prepared((*made_by(call), *("d" + n for n in names)))
-    if without := [n for n in names if "d" + n not in ready.shapes]:
-        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
-        raise ValueError(wrong(call.what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
     size = {"R": call.frame.rows, "C": call.frame.columns}
-    shape = ready.shapes[d.outputs[0]]
+    shape = prepare_shapes(call.kernel, call.given, call.options)[d.outputs[0]]
     if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
         shape[0] == "R" and call.frame.axis is not None and call.frame.lead
     ):
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(call.what, "the result", "more than one number", f"one number{hint}"))
+    ready = call.prepared((*made_by(call), *("d" + n for n in names)))
+    if without := [n for n in names if "d" + n not in ready.shapes]:
+        usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
+        raise ValueError(wrong(call.what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
     return names
 
 

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpnn.backends.composed import Composed
-from xpnn.backends.task import Backend
+from xpnn.backends.task import Backend, BackendError
 
-NAMES = ("auto", "numpy", "numba", "cupy", "array-api")
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "xpnn.backends"  # entry points of other packages' backends
+AUTO = {"numpy": "numba", "cupy": "cupy", "dask": "dask"}  # by the arrays' library; "array-api" for any other
+NAMES = ("auto", "numpy", "numba", "cupy", "dask", "array-api")
 _loaded: dict[str, Backend] = {}
 context: ContextVar[str | None] = ContextVar("xpnn_backend", default=None)
 process: str = os.environ.get("XPNN_BACKEND") or "auto"
 
 
+@functools.cache
+def installed() -> dict[str, EntryPoint]:
+    """The backends that other packages bring, by name; ours come first."""
+    from importlib.metadata import entry_points
+
+    return {e.name: e for e in entry_points(group=GROUP) if e.name not in NAMES}
+
+
 def _known(name: object) -> str:
-    if name not in NAMES:  # also reached by a bad XPNN_BACKEND
-        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
+    if name not in NAMES and name not in installed():  # also reached by a bad XPNN_BACKEND
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join([*NAMES, *installed()])}")
     return str(name)
+
+
+def _load(entry: EntryPoint) -> Backend:
+    """Another package's backend.
+
+    Raises
+    ------
+    BackendError
+        Where it cannot be imported, or is none.
+    """
+    try:
+        made = entry.load()()
+    except Exception as error:
+        raise BackendError(f"backend {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+    if getattr(made, "name", None) != entry.name or not callable(getattr(made, "prepare", None)):
+        raise BackendError(
+            f"backend {entry.name!r} ({entry.value}): got {made!r}, expected an object of that name with prepare(job)"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def current() -> str:
@@ -40,9 +73,10 @@ def use_backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name
-        "auto" picks by the arrays' type: NumPy arrays go to Numba, CuPy arrays to CUDA kernels, all others run composed in
-        their own library. "numpy" runs formulas composed on NumPy, "array-api" composed on any library, "numba" fused on
-        NumPy arrays, "cupy" fused on CuPy arrays.
+        "auto" picks by the arrays' type: NumPy arrays go to Numba, CuPy arrays to CUDA kernels, Dask arrays to Numba block by
+        block, all others run composed in their own library. "numpy" runs formulas composed on NumPy, "array-api" composed
+        on any library, "numba" fused on NumPy arrays, "cupy" fused on CuPy arrays, "dask" fused on blocks of Dask arrays.
+        Other packages may bring more (entry points of the group "xpnn.backends").
 
     Raises
     ------
@@ -91,6 +125,12 @@ def backend(name: str) -> Backend:
             from xpnn.backends.cupy import CuPy
 
             _loaded[name] = CuPy()
+        elif name == "dask":
+            from xpnn.backends.dask import Dask
+
+            _loaded[name] = Dask()
+        elif name in installed():
+            _loaded[name] = _load(installed()[name])
         else:
             _loaded[name] = Composed(name)
     return _loaded[name]
@@ -98,4 +138,4 @@ def backend(name: str) -> Backend:
 
 def for_library(library: str) -> Any:
     """What "auto" means for arrays of a library."""
-    return backend({"numpy": "numba", "cupy": "cupy"}.get(library, "array-api"))
+    return backend(AUTO.get(library, "array-api"))

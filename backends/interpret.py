@@ -45,7 +45,7 @@ def interpret(program: Program, inputs: Mapping[str, Array], options: Mapping[st
         if name in inputs
         for s, size in zip(node.shape, inputs[name].shape, strict=True)
     }
-    dtype = np.result_type(*(a.dtype for a in inputs.values() if a.dtype.kind == "f"))
+    dtype = np.result_type(*([a.dtype for a in inputs.values() if a.dtype.kind == "f"] or [np.float64]))
     known: dict[Node, Sized] = {}
     with np.errstate(all="ignore"):
         for node in walk(program.outputs.values()):

@@ -23,6 +23,8 @@ OPTIONAL = {
     "torch": "torch.nn.functional's cross_entropy, kernels on torch tensors",
     "jax": "kernels on JAX arrays and under jax.jit",
     "array_api_strict": "that formulas use nothing outside the array-API standard",
+    "dask": "lazy arrays, computed block by block",
+    "distributed": "Dask arrays on several processes",
     "cupy": "CUDA kernels: compiled by NVRTC, run on the CPU",
     "scipy": "SciPy's softmax, log_softmax and logsumexp",
 }

@@ -39,6 +39,24 @@ def test_every_kernel_elsewhere(
             close(library.numpy(g), w, dtype=np.float64)
 
 
+def test_value_and_grad_elsewhere(
+    library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]
+) -> None:
+    """The fused pass of every kernel whose result is one number; the others refuse."""
+    arrays = case.arrays()
+    given = {n: library.array(a) for n, a in arrays.items()}
+    if np.shape(numpy_reference(case.kernel, **arrays, **case.options)) != ():
+        with pytest.raises(ValueError, match="the result: got more than one number"):
+            case.kernel.value_and_grad(**given, **case.options)
+        return
+    want, gradients = numpy_reference(case.kernel.value_and_grad, **arrays, **case.options)
+    value, found = case.kernel.value_and_grad(**given, **case.options)
+    close(library.numpy(value), want, dtype=np.float64)
+    single = not isinstance(gradients, tuple)
+    for g, w in zip((found,) if single else found, (gradients,) if single else gradients, strict=True):
+        close(library.numpy(g), w, dtype=np.float64)
+
+
 def test_float32_stays(library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
     arrays = case.arrays(dtype=np.float32)
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}

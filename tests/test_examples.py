@@ -1,6 +1,7 @@
 """The examples: a network's gradients by central differences, and training on handwritten digits."""
 
 import importlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
 
     def load(name):
-        if name == "digits":
-            pytest.importorskip("sklearn")
+        for module in {"digits": ["sklearn"], "jax_step": ["sklearn", "jax"], "dask_rows": ["dask.array", "distributed"]}.get(
+            name, []
+        ):
+            pytest.importorskip(module, reason=f"{module} is not installed: examples/{name}.py not run")
         return importlib.import_module(name)
 
     return load
@@ -119,3 +122,59 @@ def test_large_vocab(example, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5)
     assert np.mean(a[-3:]) < 0.9 * a[0]
     assert 0 < least <= most + 10_000
+
+
+def test_jax_step(example):
+    """Jitted steps lose what the same steps on NumPy arrays do, and learn."""
+    jax_step, network = example("jax_step"), example("network")
+    rng = np.random.default_rng(4)
+    ours = theirs = network.xavier((8, 6, 3), rng)
+    for _ in range(3):
+        x, target = rng.standard_normal((5, 8), "float32"), rng.integers(0, 3, 5)
+        theirs, loss = jax_step.step(theirs, x, target)
+        logits, caches = network.forward(ours, x, xpnn.tanh)
+        expected, dlogits = xpnn.cross_entropy.value_and_grad(logits, target, label_smoothing=0.1)
+        gradients = network.backward(dlogits, caches)
+        ours = [
+            tuple(p - jax_step.RATE * dp for p, dp in zip(*layers, strict=True)) for layers in zip(ours, gradients, strict=True)
+        ]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p[0], q[0], rtol=1e-4, atol=1e-6)
+    losses, accuracy = jax_step.train(150)
+    assert losses[-20:].mean() < 0.5 * losses[0]
+    assert accuracy > 0.9
+
+
+def test_dask_rows(example):
+    """The steps are those of NumPy on all rows, and hold a part of them at a time."""
+    dask_rows = example("dask_rows")
+    import dask
+
+    rows, block = 40_000, 2_000
+    with dask.config.set(scheduler="synchronous"):
+        dask_rows.train(*dask_rows.data(100, 50), 1)  # compiles
+        x, target = dask_rows.data(rows, block)
+        tracemalloc.start()
+        losses, weight = dask_rows.train(x, target, 2)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        x, target = dask.compute(x, target)
+    assert peak < 0.5 * x.nbytes
+    expected = np.zeros_like(weight)
+    for loss in losses:
+        want, dweight = xpnn.linear_cross_entropy.value_and_grad(x, expected, target, wrt="linear_weight")
+        assert loss == pytest.approx(want, rel=1e-5)
+        expected -= dask_rows.RATE * dweight
+    np.testing.assert_allclose(weight, expected, atol=1e-5)
+
+
+def test_dask_rows_command(example):
+    """On a worker process of its own."""
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(
+        example("dask_rows").main, ["--rows", "20000", "--steps", "1", "--workers", "1"], catch_exceptions=False
+    )
+    assert "step 0  loss 4.6052" in result.output
+    assert "at most" in result.output

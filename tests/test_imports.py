@@ -8,7 +8,8 @@ import pytest
 
 HEAVY = [
     "numba", "llvmlite", "cupy", "torch", "jax", "scipy", "matplotlib", "click", "rich", "platformdirs", "pytest",
-    "array_api_strict", "hypothesis", "numpy.testing", "array_api_compat.numpy", "array_api_compat.torch",
+    "array_api_strict", "dask", "distributed", "hypothesis", "numpy.testing", "array_api_compat.numpy",
+    "array_api_compat.torch",
 ]  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class Compiled:
         if outside >= 0:
             name = e.index[outside % 8]
             row = outside // 8
-            columns = next(n.shape[1] for n in self.program.inputs.values() if 1 not in n.shape)
+            columns = next(n.shape[1] for n in self.program.inputs.values() if n.shape[1] != 1)
             raise OutOfRange(name, row, int(inputs[name][row, 0]), sizes[str(columns)])
         for name, target in copies.items():
             target[...] = results[name]

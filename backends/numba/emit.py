@@ -195,7 +195,7 @@ def _call(context: Context, writers: list[StageWriter], sums: dict[Node, str], s
     else:
         body += ["if threads == 0:", *(f"    {line}" for line in _look(context, writers, serial_below)), "    threads = 1"]
     for k, (name, exempt) in enumerate(p.index.items()):
-        columns = next(context.extent(n.shape[1]) for n in p.inputs.values() if 1 not in n.shape)
+        columns = next(context.extent(n.shape[1]) for n in p.inputs.values() if n.shape[1] != 1)
         test = f"logical_or(index < 0, index >= {columns})"
         if exempt in p.options:
             test = f"logical_and({test}, index != {exempt})"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 BUSY = 0.5  # processors that other programs may keep busy before a timing is called disturbed
 WIDTH = 200  # of tables that go to a file or a pipe
-BACKENDS = tuple(name for name in choice.NAMES if name != "auto")
+USUAL = tuple(name for name in choice.NAMES if name not in ("auto", "dask"))  # Dask's blocks run Numba's loops, and take long
+BACKENDS = (*(name for name in choice.NAMES if name != "auto"), *choice.installed())
 VERDICTS = {"ok": "green", "breach": "bold red", "blind": "bold yellow"}
 
 _import = click.option(
@@ -48,8 +49,8 @@ def info(as_json: bool) -> None:
     states = {name: _available(name) for name in BACKENDS}
     found["backends"] = states
     found["chosen"] = choice.current()
-    libraries = {"numpy.ndarray": "numpy", "cupy.ndarray": "cupy", "any other array": ""}
-    found["auto"] = {kind: choice.for_library(library).name for kind, library in libraries.items()}
+    libraries = {"numpy.ndarray": "numpy", "cupy.ndarray": "cupy", "dask.array.Array": "dask", "any other array": ""}
+    found["auto"] = {kind: choice.AUTO.get(library, "array-api") for kind, library in libraries.items()}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -248,7 +249,7 @@ def parity(context: click.Context, names: tuple[str, ...], backends: tuple[str, 
     Errors are in units of the last place. A check that would not notice a wrong result is "blind", and fails too.
     """
     kernels = _chosen(names, file)
-    asked = list(backends) or [name for name in BACKENDS if _available(name).startswith("available")]
+    asked = list(backends) or [name for name in USUAL if _available(name).startswith("available")]
     for name in asked:
         if not (state := _available(name)).startswith("available"):
             raise click.ClickException(f"backend {name} is {state}")
@@ -257,10 +258,13 @@ def parity(context: click.Context, names: tuple[str, ...], backends: tuple[str, 
         task = progress.add_task("", total=len(kernels))
         for kernel in kernels:
             progress.update(task, description=kernel.__name__)
-            for row in xpnn.testing.parity_rows([kernel], asked):
-                rows.append(row)
-                seen = " ".join(str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction"))
-                progress.update(task, description=f"{seen}: {row['verdict']}")
+            try:
+                for row in xpnn.testing.parity_rows([kernel], asked):
+                    rows.append(row)
+                    seen = " ".join(str(row[n]) for n in ("kernel", "variant", "backend", "dtype", "direction"))
+                    progress.update(task, description=f"{seen}: {row['verdict']}")
+            except xpnn.BackendError as error:
+                raise click.ClickException(f"{kernel.__name__}: {error}") from error
             progress.advance(task)
     bad = [row for row in rows if row["verdict"] != "ok"]
     if as_json:

@@ -104,11 +104,13 @@ class Place(NamedTuple):
 def place(backend: str) -> Iterator[Place]:
     """Within a `with` block, the backend in force, and the place of its arrays.
 
-    "cupy" runs on the GPU; where there is none, on the CPU through a C++ compiler (`xpnn.backends.cupy.host`).
+    "cupy" runs on the GPU; where there is none, on the CPU through a C++ compiler (`xpnn.backends.cupy.host`). A backend that
+    takes other arrays than NumPy's says how they are made (`there`) and read (`back`).
     """
     with choice.use_backend(backend), contextlib.ExitStack() as stack:
         if backend != "cupy":
-            yield Place("CPU", lambda a: a, np.asarray)
+            chosen = choice.backend(choice.current())
+            yield Place("CPU", getattr(chosen, "there", lambda a: a), getattr(chosen, "back", np.asarray))
             return
         from xpnn.backends.cupy import host, machine
 
