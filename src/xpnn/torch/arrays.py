@@ -22,30 +22,37 @@ def _bfloat16() -> Any:
     return numpy_dtype("bfloat16")
 
 
+class NoMemory(TypeError):
+    """A tensor without memory that an array could share."""
+
+
 def array(tensor: torch.Tensor) -> Any:
-    """A tensor's memory as an array of NumPy, or of CuPy; bfloat16, which neither exchange knows everywhere, as 16 bits."""
-    t = tensor.detach()
+    """A tensor's memory as an array of NumPy, or of CuPy; bfloat16, which not every exchange knows, by way of 16 bits."""
+    try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError):  # it is not looked at beforehand: that would be felt in a small call
+        t = tensor.detach()
     if t.dtype is torch.bfloat16:
-        return _exchanged(t.view(torch.uint16)).view(_bfloat16())
-    return _exchanged(t)
-
-
-def _exchanged(t: torch.Tensor) -> Any:
-    if t.is_cpu:
-        return t.numpy()
+        return array(t.view(torch.uint16)).view(_bfloat16())
     if t.is_cuda:
         import cupy
 
         return cupy.from_dlpack(t)
-    raise TypeError(f"xpnn.torch: a tensor: got one on device {t.device}, expected cpu or cuda")
+    try:
+        return t.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise NoMemory(f"xpnn.torch: a tensor: got one on {t.device} that is no array ({error}), expected cpu or cuda") from error
 
 
 def tensor(array: Any) -> torch.Tensor:
     """An array's memory as a tensor."""
-    a = np.asarray(array) if isinstance(array, np.generic) else array
-    if a.dtype.name == "bfloat16":
-        return tensor(a.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.from_dlpack(a)
+    try:
+        return torch.from_numpy(np.asarray(array))
+    except TypeError:  # of CuPy, or of a dtype that is not NumPy's own
+        pass
+    if isinstance(array, np.ndarray | np.generic) or array.dtype == _bfloat16():
+        return tensor(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
 
 
 def place(tensor: torch.Tensor) -> AbstractContextManager[Any]:

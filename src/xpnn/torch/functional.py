@@ -144,7 +144,7 @@ def _along(op: Op, input: torch.Tensor, dim: int | None, stacklevel: int, dtype:
         dtype = torch.float32
     if dtype is not None:
         input = input.to(dtype)
-    return op((input,), axis=_axis(op.name, dim, input.dim()))
+    return op((input,), (_axis(op.name, dim, input.dim()),))
 
 
 # --- losses ---
@@ -187,11 +187,8 @@ def cross_entropy(
     tensor(0.6931)
     """
     loss = _CROSS_ENTROPY(
-        (input, target, weight, None),
-        ignore_index=ignore_index,
-        reduction=_reduction_of(size_average, reduce, reduction),
-        label_smoothing=label_smoothing,
-        axis=_class_axis(input),
+        (input, target) if weight is None else (input, target, weight),
+        (ignore_index, _reduction_of(size_average, reduce, reduction), label_smoothing, _class_axis(input)),
     )
     return _narrow(loss, input, target)
 
@@ -234,12 +231,10 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: linear_weight: got {linear_weight.dim()} dimensions, expected 2")
     if target.is_floating_point() and ignore_index is not None:
         raise ValueError("linear_cross_entropy: ignore_index: got one, expected none with probability targets")
+    chunk_size = None if options is None else options.batch_chunk_size
     loss = _LINEAR_CROSS_ENTROPY(
         (input, linear_weight, target, linear_bias, weight),
-        reduction=reduction,
-        ignore_index=-100 if ignore_index is None else ignore_index,
-        label_smoothing=label_smoothing,
-        chunk_size=None if options is None else options.batch_chunk_size,
+        (reduction, -100 if ignore_index is None else ignore_index, label_smoothing, chunk_size),
     )
     return _narrow(loss, input, linear_weight)
 
@@ -259,12 +254,8 @@ def nll_loss(
     >>> xpnn.torch.nll_loss(torch.tensor([[-1.0, -0.5]]), torch.tensor([0]))
     tensor(1.)
     """
-    loss = _NLL_LOSS(
-        (input, target, weight),
-        ignore_index=ignore_index,
-        reduction=_reduction_of(size_average, reduce, reduction),
-        axis=_class_axis(input),
-    )
+    options = (ignore_index, _reduction_of(size_average, reduce, reduction), _class_axis(input))
+    loss = _NLL_LOSS((input, target, weight), options)
     return _narrow(loss, input)
 
 
@@ -284,7 +275,7 @@ def binary_cross_entropy_with_logits(
     tensor(0.6931)
     """
     reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_BINARY((input, target, weight, pos_weight), reduction=reduction), input, target)
+    return _narrow(_BINARY((input, target, weight, pos_weight), (reduction,)), input, target)
 
 
 def kl_div(
@@ -302,7 +293,7 @@ def kl_div(
     tensor(0.)
     """
     reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_KL_DIV((input, target), reduction=reduction, log_target=log_target), input, target)
+    return _narrow(_KL_DIV((input, target), (reduction, log_target)), input, target)
 
 
 def mse_loss(
@@ -321,7 +312,7 @@ def mse_loss(
     """
     _warn_of_sizes(input, target)
     reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_MSE_LOSS((input, target, weight), reduction=reduction), input, target)
+    return _narrow(_MSE_LOSS((input, target, weight), (reduction,)), input, target)
 
 
 def huber_loss(
@@ -338,7 +329,7 @@ def huber_loss(
     tensor([0.1250, 2.5000])
     """
     _warn_of_sizes(input, target)
-    return _narrow(_HUBER_LOSS((input, target, weight), reduction=reduction, delta=delta), input, target)
+    return _narrow(_HUBER_LOSS((input, target, weight), (reduction, delta)), input, target)
 
 
 def smooth_l1_loss(
@@ -357,7 +348,7 @@ def smooth_l1_loss(
     """
     _warn_of_sizes(input, target)
     reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_SMOOTH_L1_LOSS((input, target), reduction=reduction, beta=beta), input, target)
+    return _narrow(_SMOOTH_L1_LOSS((input, target), (reduction, beta)), input, target)
 
 
 def causal_lm_loss(
@@ -402,8 +393,5 @@ def causal_lm_loss(
         divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float64, device=logits.device)
     return _CROSS_ENTROPY(
         (logits.view(-1, vocab_size), shift_labels.reshape(-1).to(logits.device), None, divisor),
-        ignore_index=ignore_index,
-        reduction="mean",
-        label_smoothing=0.0,
-        axis=-1,
+        (ignore_index, "mean", 0.0, -1),
     )

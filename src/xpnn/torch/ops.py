@@ -14,7 +14,7 @@ import torch
 
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index
-from xpnn.torch.arrays import FLOATS, HALF, array, place, tensor
+from xpnn.torch.arrays import FLOATS, HALF, NoMemory, array, place, tensor
 
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _TYPES = {bool: "bool", int: "int", float: "float", str: "str", type(None): "int?"}  # of options, by their defaults
@@ -50,88 +50,115 @@ class Op:
         if kernel.has_axis:
             self.defaults["axis"] = -1
         self.is_loss = "reduction" in self.defaults
+        self.reduction = list(self.defaults).index("reduction") if self.is_loss else -1
         self.optional = frozenset(n for n in self.inputs if d.inputs[n].optional)
+        self.required = len(self.inputs) - len(self.optional)  # these come first
         self.constants = frozenset(constants)
         self.variables = tuple(n for n in self.inputs if n not in constants and d.inputs[n].kinds != (Index,))
         self.usual = d.default_wrt if d.default_wrt is not None and len(d.default_wrt) == 1 else None
         self.reads = tuple(n for n in d.backward_parameters if n in self.inputs)
         self.reads_output = d.outputs[0] in d.backward_parameters
+        self.rest = (None,) * (len(self.inputs) - 1)
+        self.first, self.output = self.inputs[:1], d.outputs[0]
         self.alone = len(d.inputs) == 1
+        self._changed: dict[Any, dict[str, Any]] = {}
         ops[self.name] = self
         _register(self)
 
-    def __call__(self, tensors: Sequence[torch.Tensor | None], **options: Any) -> torch.Tensor:
-        """The kernel's first output. Half precision has float32 losses."""
-        first: Any = tensors[0]
+    def __call__(self, tensors: tuple[Any, ...], options: tuple[Any, ...] = ()) -> torch.Tensor:
+        """The kernel's first output, float32 for a loss of half precision.
+
+        Optional inputs at the end may be left out; options are in the order of `defaults`.
+        """
+        first = tensors[0]
         if first.dtype not in FLOATS:
             raise TypeError(f"{self.name}: {self.inputs[0]}: got dtype {first.dtype}, expected floating numbers")
-        plain = not torch.compiler.is_compiling()
-        needs = False
+        needs = 0
         for t in tensors:
             if t is not None:
-                plain = plain and type(t) in PLAIN
-                needs = needs or t.requires_grad
-        needs = needs and torch.is_grad_enabled()
-        if needs:
-            self._check_constants(tensors)
-        if plain:
-            try:
-                args, kwargs = self.arguments(tensors, options)
-            except (RuntimeError, TypeError):  # no memory to look at: functorch's tensors, say, or another device's
-                plain = False
-        fused = needs and self.is_loss and options["reduction"] != "none" and first.dtype is not torch.float16
-        if not plain:
-            return self._dispatched(tensors, options, fused)
-        if not needs:
-            with place(first):
-                return tensor(self.kernel(*args, **kwargs)).contiguous()
-        return (_Fused if fused else _Simple).apply(self, args, kwargs, *tensors)
+                if type(t) not in PLAIN:
+                    return self._dispatched(tensors, options)
+                needs += t.requires_grad
+        if torch.compiler.is_compiling():
+            return self._dispatched(tensors, options)
+        try:
+            if not (needs and torch.is_grad_enabled()):
+                return self.forward(tensors, options)
+            wanted = self.first if needs == 1 and first.requires_grad else self._wanted(tensors)
+            return (_run_fused if self._in_one_pass(first, options) else _run_simple)(self, options, wanted, *tensors)
+        except NoMemory:  # functorch's tensors, say, or another device's
+            return self._dispatched(tensors, options)
 
-    def arguments(
-        self, tensors: Sequence[torch.Tensor | None], options: dict[str, Any]
-    ) -> tuple[list[Any], dict[str, Any]]:
+    def _wanted(self, tensors: Sequence[Any]) -> tuple[str, ...]:
+        """The inputs that a gradient is wanted of."""
+        wanted = tuple([n for n, t in zip(self.inputs, tensors, strict=False) if t is not None and t.requires_grad])
+        for name in wanted:
+            if name in self.constants:
+                raise RuntimeError(f"{self.name}: {name}: got a tensor that requires grad, expected a constant: detach it")
+        return wanted
+
+    def _in_one_pass(self, first: torch.Tensor, options: tuple[Any, ...]) -> bool:
+        """Whether forward computes gradients for a cotangent of 1; in float16 small ones would be lost before they are scaled."""
+        return self.is_loss and options[self.reduction] != "none" and first.dtype is not torch.float16
+
+    def arguments(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The kernel's arguments, defaults left out, for which there is a shorter way."""
-        args, kwargs, optional = [], {}, self.optional
-        for name, t in zip(self.inputs, tensors, strict=True):
-            if t is not None:
-                if name in optional:
-                    kwargs[name] = array(t)
-                else:
-                    args.append(array(t))
-        defaults = self.defaults
-        for name, value in options.items():
-            if value != defaults[name]:
-                kwargs[name] = value
+        kwargs = self.changed(options)
+        args = [array(t) for t in tensors if t is not None]
+        required = self.required
+        if len(args) > required:
+            names = [n for n, t in zip(self.inputs, tensors, strict=False) if t is not None]
+            return args[:required], kwargs | dict(zip(names[required:], args[required:], strict=True))
         return args, kwargs
 
-    def _check_constants(self, tensors: Sequence[torch.Tensor | None]) -> None:
-        for name, t in zip(self.inputs, tensors, strict=True):
-            if t is not None and t.requires_grad and name in self.constants:
-                raise RuntimeError(f"{self.name}: {name}: got a tensor that requires grad, expected a constant: detach it")
+    def changed(self, options: tuple[Any, ...]) -> dict[str, Any]:
+        """The options that do not have their defaults; not to be written to."""
+        found = self._changed.get(options)
+        if found is None:
+            if len(self._changed) > 1000:
+                self._changed.clear()
+            given = zip(self.defaults.items(), options, strict=True)
+            found = self._changed[options] = {n: v for (n, default), v in given if v != default}
+        return found
 
-    def _dispatched(self, tensors: Sequence[torch.Tensor | None], options: dict[str, Any], fused: bool) -> torch.Tensor:
-        values = [options[n] for n in self.defaults]
-        if not fused:
-            return getattr(torch.ops.xpnn, self.name)(*tensors, *values)
-        wanted = ",".join(n for n, t in zip(self.inputs, tensors, strict=True) if t is not None and t.requires_grad)
-        return getattr(torch.ops.xpnn, f"{self.name}_value_and_grad")(*tensors, *values, wanted)[0]
+    def forward(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
+        """The kernel itself."""
+        if not (first := tensors[0]).is_cuda:  # a context manager would be felt
+            args, kwargs = self.arguments(tensors, options)
+            return tensor(self.kernel(*args, **kwargs)).contiguous()
+        with place(first):
+            args, kwargs = self.arguments(tensors, options)
+            return tensor(self.kernel(*args, **kwargs)).contiguous()
 
-    def value_and_grad(self, args: list[Any], kwargs: dict[str, Any], wanted: tuple[str, ...]) -> tuple[Any, tuple[Any, ...]]:
+    def _dispatched(self, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> torch.Tensor:
+        """By the registered operators: the fused one where gradients are wanted, or forward alone."""
+        values = [*tensors, *[None] * (len(self.inputs) - len(tensors)), *options]
+        wanted = self._wanted(tensors) if torch.is_grad_enabled() else ()
+        if not (wanted and self._in_one_pass(tensors[0], options)):
+            return getattr(torch.ops.xpnn, self.name)(*values)
+        return getattr(torch.ops.xpnn, f"{self.name}_value_and_grad")(*values, ",".join(wanted))[0]
+
+    def value_and_grad(
+        self, tensors: Sequence[Any], options: tuple[Any, ...], wanted: tuple[str, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The value of a loss and the gradients wanted, in one pass."""
+        args, kwargs = self.arguments(tensors, options)
         if wanted == self.usual:
-            value, gradient = self.kernel.value_and_grad(*args, **kwargs)
-            return value, (gradient,)
-        return self.kernel.value_and_grad(*args, wrt=wanted, **kwargs)
+            loss, gradient = self.kernel.value_and_grad(*args, **kwargs)
+            return tensor(loss), (tensor(gradient),)
+        loss, gradients = self.kernel.value_and_grad(*args, wrt=wanted, **kwargs)
+        return tensor(loss), tuple(map(tensor, gradients))
 
-    def backward(self, dy: Any, known: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    def gradients(self, dy: torch.Tensor, known: dict[str, torch.Tensor], options: tuple[Any, ...]) -> dict[str, torch.Tensor]:
         """Gradients by input, from a cotangent and what the backward reads."""
-        options = {n: v for n, v in options.items() if v != self.defaults[n]}
-        if self.alone:  # positional: there is a shorter way
-            return {self.inputs[0]: self.kernel.backward(dy, *known.values(), **options)}
-        d = self.kernel.declaration
-        found = self.kernel.backward(dy, **known, **options)
-        names = [n for n, i in d.inputs.items() if n in known or not i.optional]
-        return dict(zip(names, found, strict=True))
+        changed = self.changed(options)
+        with place(dy):
+            arrays = {n: array(t) for n, t in known.items()}
+            if self.alone:  # positional: there is a shorter way
+                return {self.inputs[0]: tensor(self.kernel.backward(array(dy), *arrays.values(), **changed))}
+            found = self.kernel.backward(array(dy), **arrays, **changed)
+            names = [n for n, i in self.kernel.declaration.inputs.items() if n in known or not i.optional]
+            return {n: tensor(g) for n, g in zip(names, found, strict=True) if g is not None}
 
 
 # --- eager ---
@@ -141,50 +168,60 @@ class _Fused(torch.autograd.Function):
     """A loss whose forward pass computes the gradients too, to be multiplied by the loss's own."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, args: list[Any], kwargs: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
-        needs = ctx.needs_input_grad[3:]
-        wanted = tuple(n for n, need in zip(op.inputs, needs, strict=True) if need)
-        with place(tensors[0]):
-            loss, gradients = op.value_and_grad(args, kwargs, wanted)
-            ctx.save_for_backward(*map(tensor, gradients))
-            ctx.op = op
-            return tensor(loss)
+    def forward(ctx: Any, op: Op, options: tuple[Any, ...], wanted: tuple[str, ...], *tensors: Any) -> torch.Tensor:
+        if not (first := tensors[0]).is_cuda:
+            loss, gradients = op.value_and_grad(tensors, options, wanted)
+        else:
+            with place(first):
+                loss, gradients = op.value_and_grad(tensors, options, wanted)
+        ctx.made = op, wanted
+        ctx.save_for_backward(*gradients)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients = iter(_scaled(ctx.op, ctx.saved_tensors, dloss))
-        return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
+        op, wanted = ctx.made
+        return _placed(op, wanted, _scaled(op, ctx.saved_tensors, dloss))
 
 
 class _Simple(torch.autograd.Function):
     """Forward and backward pass of a kernel, one after the other."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, args: list[Any], kwargs: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
-        with place(tensors[0]):
-            y = tensor(op.kernel(*args, **kwargs)).contiguous()
-        ctx.op = op
-        ctx.options = {n: v for n, v in kwargs.items() if n in op.defaults}
-        _save(ctx, op, tensors, y)
+    def forward(ctx: Any, op: Op, options: tuple[Any, ...], wanted: tuple[str, ...], *tensors: Any) -> torch.Tensor:
+        y = op.forward(tensors, options)
+        ctx.made = op, options, wanted, _save(ctx, op, tensors, y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        op, needs = ctx.op, ctx.needs_input_grad[3:]
-        with place(dy):
-            known = {n: array(t) for n, t in zip(ctx.names, ctx.saved_tensors, strict=True)}
-            found = op.backward(array(dy), known, ctx.options)
-            gradients = [tensor(found[n]) if need else None for n, need in zip(op.inputs, needs, strict=True)]
-        return None, None, None, *_last(op, gradients)
+        op, options, wanted, names = ctx.made
+        found = op.gradients(dy, dict(zip(names, ctx.saved_tensors, strict=True)), options)
+        return _placed(op, wanted, _last(op, [found[n] for n in wanted]))
 
 
-def _save(ctx: Any, op: Op, tensors: Sequence[torch.Tensor | None], y: torch.Tensor) -> None:
-    """Keep what the backward reads."""
-    kept = {n: t for n, t in zip(op.inputs, tensors, strict=True) if t is not None and n in op.reads}
+def _placed(op: Op, wanted: tuple[str, ...], gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
+    """A gradient for each argument of `forward` above; PyTorch allows for None beyond the last."""
+    if wanted == op.first:
+        return None, None, None, gradients[0], *op.rest
+    by_name = dict(zip(wanted, gradients, strict=True))
+    return None, None, None, *map(by_name.get, op.inputs)
+
+
+# PyTorch's own `apply` first looks for functorch's tensors; the memory of these was read, so they are none
+_run_fused, _run_simple = (super(torch.autograd.Function, f).apply for f in (_Fused, _Simple))
+
+
+def _save(ctx: Any, op: Op, tensors: Sequence[torch.Tensor | None], y: torch.Tensor) -> tuple[str, ...]:
+    """Keep what the backward reads, and return its names."""
+    if not op.reads:
+        ctx.save_for_backward(y)
+        return (op.output,)
+    kept = {n: t for n, t in zip(op.inputs, tensors, strict=False) if t is not None and n in op.reads}
     if op.reads_output:
-        kept[op.kernel.declaration.outputs[0]] = y
-    ctx.names = tuple(kept)
+        kept[op.output] = y
     ctx.save_for_backward(*kept.values())
+    return tuple(kept)
 
 
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -228,100 +265,78 @@ def _register(op: Op) -> None:
     options = "".join(f", {_TYPES[type(op.defaults[name])]} {name}" for name in names)
     gradients = ", ".join(["Tensor"] * count)
 
-    def split(values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-        return values[:n], dict(zip(names, values[n:], strict=False))
-
     def forward(*values: Any) -> torch.Tensor:
-        tensors, chosen = split(values)
-        with place(tensors[0]):
-            return tensor(op.kernel(*(a := op.arguments(tensors, chosen))[0], **a[1])).contiguous()
+        return op.forward(values[:n], values[n:])
 
-    def backward(dy: torch.Tensor, y: torch.Tensor | None, *values: Any) -> Any:
-        tensors, chosen = split(values)
-        known = {i: t for i, t in zip(op.inputs, tensors, strict=True) if t is not None and i in op.reads}
-        if y is not None:
-            known[op.kernel.declaration.outputs[0]] = y
-        with place(dy):
-            found = op.backward(array(dy), {i: array(t) for i, t in known.items()}, chosen)
-            return unused_as_empty(dy, [found.get(i) for i in op.variables])
-
-    def value_and_grad(*values: Any) -> Any:
-        tensors, chosen = split(values[:-1])
-        wanted = tuple(values[-1].split(","))
-        with place(tensors[0]):
-            loss, found = op.value_and_grad(*op.arguments(tensors, chosen), wanted)
-            by_name = dict(zip(wanted, found, strict=True))
-            return tensor(loss), *unused_as_empty(tensors[0], [by_name.get(i) for i in op.variables], True)
-
-    def unused_as_empty(like: torch.Tensor, found: Sequence[Any], always: bool = False) -> Any:
-        made = tuple(like.new_empty(0) if g is None else tensor(g).contiguous() for g in found)
-        return made if always or count > 1 else made[0]
-
-    def shape_of(*values: Any) -> torch.Tensor:
-        """What comes out, without computing it."""
-        tensors, chosen = split(values)
-        first = tensors[0]
-        floats = [t for t, i in zip(tensors, op.inputs, strict=True) if t is not None and i in op.variables]
-        return first.new_empty(_shape(op, tensors, chosen), dtype=_dtype(op, floats))
-
-    def gradients_like(like: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-        return [like.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors]
-
-    def fake_backward(dy: torch.Tensor, y: torch.Tensor | None, *values: Any) -> Any:
-        by_name = {i: t for i, t in zip(op.inputs, values, strict=False) if t is not None and t.dtype in FLOATS}
-        made = gradients_like(dy, [dy if op.alone else by_name.get(i) for i in op.variables])
-        return tuple(made) if count > 1 else made[0]
+    def fake(*values: Any) -> torch.Tensor:
+        return values[0].new_empty(_shape(op, values[:n], dict(zip(names, values[n:], strict=True))), dtype=_dtype(op, values))
 
     def keep(ctx: Any, inputs: Sequence[Any], output: torch.Tensor) -> None:
-        tensors, chosen = split(inputs)
-        ctx.options = tuple(chosen.values())
-        _save(ctx, op, tensors, output)
+        ctx.options = inputs[n:]
+        ctx.names = _save(ctx, op, inputs[:n], output)
 
     def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         known = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        y = known.pop(op.kernel.declaration.outputs[0], None) if op.reads_output else None
-        found = getattr(torch.ops.xpnn, f"{op.name}_backward")(dy, y, *(known.get(i) for i in op.inputs), *ctx.options)
+        found = getattr(torch.ops.xpnn, f"{op.name}_backward")(dy, *map(known.get, (op.output, *op.inputs)), *ctx.options)
         by_name = dict(zip(op.variables, found if count > 1 else (found,), strict=True))
-        needs = ctx.needs_input_grad[:n]
-        return *(by_name[i] if need else None for i, need in zip(op.inputs, needs, strict=True)), *(None for _ in names)
+        needs = dict(zip(op.inputs, ctx.needs_input_grad, strict=False))
+        return *(by_name[i] if needs[i] else None for i in op.inputs), *(None for _ in names)
 
-    define = torch.library.custom_op
-    plain = define(f"xpnn::{op.name}", forward, mutates_args=(), schema=f"({arrays}{options}) -> Tensor")
-    plain.register_fake(shape_of)
-    plain.register_autograd(differentiate, setup_context=keep)
-    optional = ", ".join(f"Tensor? {i}" for i in op.inputs)
-    schema = f"(Tensor dy, Tensor? y, {optional}{options}) -> {f'({gradients})' if count > 1 else gradients}"
-    define(f"xpnn::{op.name}_backward", backward, mutates_args=(), schema=schema).register_fake(fake_backward)
-    if not op.is_loss:
-        return
+    def backward(dy: torch.Tensor, *values: Any) -> Any:
+        given = zip((op.output, *op.inputs), values, strict=False)
+        known = {i: t for i, t in given if t is not None}
+        made = filled(dy, op.gradients(dy, known, values[n + 1 :]))
+        return made if count > 1 else made[0]
+
+    def fake_backward(dy: torch.Tensor, *values: Any) -> Any:
+        by_name = {i: t for i, t in zip(op.inputs, values[1:], strict=False) if t is not None and t.dtype in FLOATS}
+        made = shaped(dy, {op.inputs[0]: dy} if op.alone else by_name)
+        return made if count > 1 else made[0]
+
+    def value_and_grad(*values: Any) -> Any:
+        wanted = tuple(values[-1].split(","))
+        with place(values[0]):
+            loss, found = op.value_and_grad(values[:n], values[n:-1], wanted)
+        return loss, *filled(values[0], dict(zip(wanted, found, strict=True)))
 
     def fake_both(*values: Any) -> Any:
-        by_name = {i: t for i, t in zip(op.inputs, values, strict=False) if i in values[-1].split(",")}
-        return shape_of(*values[:-1]), *gradients_like(values[0], [by_name.get(i) for i in op.variables])
+        wanted = values[-1].split(",")
+        return fake(*values[:-1]), *shaped(values[0], {i: t for i, t in zip(op.inputs, values, strict=False) if i in wanted})
 
     def keep_both(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        _, *found = output
-        ctx.mark_non_differentiable(*found)
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # zeros of the gradients' size
         ctx.wanted = inputs[-1].split(",")
-        ctx.save_for_backward(*found)
+        ctx.save_for_backward(*output[1:])
 
     def differentiate_both(ctx: Any, dloss: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         by_name: dict[str, Any] = {}
         if dloss is not None:
             saved = dict(zip(op.variables, ctx.saved_tensors, strict=True))
-            wanted = [i for i in op.inputs if i in ctx.wanted]
-            by_name = dict(zip(wanted, _last(op, [saved[i] * dloss for i in wanted]), strict=True))
-        return *(by_name.get(i) for i in op.inputs), *(None for _ in names), None
+            by_name = dict(zip(ctx.wanted, _last(op, [saved[i] * dloss for i in ctx.wanted]), strict=True))
+        return *map(by_name.get, op.inputs), *(None for _ in names), None
 
-    both = define(
-        f"xpnn::{op.name}_value_and_grad",
-        value_and_grad,
-        mutates_args=(),
-        schema=f"({arrays}{options}, str wrt) -> (Tensor, {gradients})",
-    )
-    both.register_fake(fake_both)
-    both.register_autograd(differentiate_both, setup_context=keep_both)
+    def filled(like: torch.Tensor, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """A gradient for each variable, of no elements where there is none."""
+        return tuple(found[i].contiguous() if i in found else like.new_empty(0) for i in op.variables)
+
+    def shaped(like: torch.Tensor, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What `filled` returns for gradients of these tensors, as far as shapes and dtypes go."""
+        return tuple(found[i].new_empty(found[i].shape) if i in found else like.new_empty(0) for i in op.variables)
+
+    def define(suffix: str, function: Any, schema: str, fake: Any) -> Any:
+        made = torch.library.custom_op(f"xpnn::{op.name}{suffix}", function, mutates_args=(), schema=schema)
+        made.register_fake(fake)
+        return made
+
+    define("", forward, f"({arrays}{options}) -> Tensor", fake).register_autograd(differentiate, setup_context=keep)
+    optional = "".join(f", Tensor? {i}" for i in (op.output, *op.inputs))
+    returned = f"({gradients})" if count > 1 else gradients
+    define("_backward", backward, f"(Tensor cotangent{optional}{options}) -> {returned}", fake_backward)
+    if op.is_loss:
+        schema = f"({arrays}{options}, str wrt) -> (Tensor, {gradients})"
+        both = define("_value_and_grad", value_and_grad, schema, fake_both)
+        both.register_autograd(differentiate_both, setup_context=keep_both)
 
 
 def _shape(op: Op, tensors: Sequence[Any], options: dict[str, Any]) -> Sequence[int]:
@@ -337,9 +352,10 @@ def _shape(op: Op, tensors: Sequence[Any], options: dict[str, Any]) -> Sequence[
     return *first[:axis], *first[axis + 1 :]
 
 
-def _dtype(op: Op, floats: Sequence[torch.Tensor]) -> torch.dtype:
+def _dtype(op: Op, tensors: Sequence[Any]) -> torch.dtype:
     """The dtype of a kernel's first output: what its inputs promote to, and float32 for a loss of half precision."""
-    dtype = floats[0].dtype
-    for t in floats[1:]:
-        dtype = torch.promote_types(dtype, t.dtype) if t.dtype in FLOATS else dtype
+    dtype = tensors[0].dtype
+    for i, t in zip(op.inputs, tensors, strict=False):
+        if i in op.variables and t is not None and t.dtype in FLOATS:
+            dtype = torch.promote_types(dtype, t.dtype)
     return torch.float32 if op.is_loss and dtype in HALF else dtype
