@@ -7,10 +7,14 @@ All else (`torch.compile`, fake tensors, subclasses, functorch) calls the operat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch._C import _are_functorch_transforms_active as is_transformed
+from torch._C import _len_torch_dispatch_stack as _count_modes
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index
@@ -19,6 +23,18 @@ from xpnn.torch.arrays import FLOATS, HALF, NoMemory, array, place, tensor
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _TYPES = {bool: "bool", int: "int", float: "float", str: "str", type(None): "int?"}  # of options, by their defaults
 ops: dict[str, Op] = {}
+
+
+def is_watched() -> bool:
+    """Whether something wants to see every operator: torch.compile, a dispatch mode, a transform of torch.func."""
+    return is_compiling() or _count_modes() > 0 or is_transformed()
+
+
+def has_tangent(tensors: Iterable[Any]) -> bool:
+    """Whether a tensor is one of forward-mode differentiation."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 class Op:
@@ -72,21 +88,23 @@ class Op:
         """
         first = tensors[0]
         if first.dtype not in FLOATS:
-            raise TypeError(f"{self.name}: {self.inputs[0]}: got dtype {first.dtype}, expected floating numbers")
+            raise TypeError(f"{self.name}: input: got dtype {first.dtype}, expected floating numbers")
+        if has_tangent(tensors):  # not to be lost silently
+            raise RuntimeError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
+        if is_watched():
+            return self._dispatched(tensors, options)
         needs = 0
         for t in tensors:
             if t is not None:
                 if type(t) not in PLAIN:
                     return self._dispatched(tensors, options)
                 needs += t.requires_grad
-        if torch.compiler.is_compiling():
-            return self._dispatched(tensors, options)
         try:
             if not (needs and torch.is_grad_enabled()):
                 return self.forward(tensors, options)
             wanted = self.first if needs == 1 and first.requires_grad else self._wanted(tensors)
             return (_run_fused if self._in_one_pass(first, options) else _run_simple)(self, options, wanted, *tensors)
-        except NoMemory:  # functorch's tensors, say, or another device's
+        except NoMemory:  # a meta tensor, say
             return self._dispatched(tensors, options)
 
     def _wanted(self, tensors: Sequence[Any]) -> tuple[str, ...]:
@@ -208,7 +226,7 @@ def _placed(op: Op, wanted: tuple[str, ...], gradients: Sequence[torch.Tensor | 
     return None, None, None, *map(by_name.get, op.inputs)
 
 
-# PyTorch's own `apply` first looks for functorch's tensors; the memory of these was read, so they are none
+# PyTorch's own `apply` first looks for transforms of torch.func, as `is_watched` did
 _run_fused, _run_simple = (super(torch.autograd.Function, f).apply for f in (_Fused, _Simple))
 
 

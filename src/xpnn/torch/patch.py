@@ -12,7 +12,7 @@ import torch
 
 from xpnn.torch import functional
 from xpnn.torch.arrays import FLOATS
-from xpnn.torch.ops import PLAIN
+from xpnn.torch.ops import PLAIN, has_tangent, is_compiling, is_transformed
 
 NAMES = (
     "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div", "linear_cross_entropy", "log_softmax",
@@ -98,35 +98,27 @@ def _drop_in(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable
 
 
 def _serves(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether xpnn can do what it is asked for; bad arguments that it would refuse as PyTorch does count as served."""
-    values = [*args, *kwargs.values()]
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
-    if not tensors or tensors[0].dtype not in FLOATS:
+    """Whether xpnn can do what is asked for. Arguments that make no sense count as served: then xpnn words the error."""
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    compiling = is_compiling()
+    if not tensors or tensors[0].dtype not in FLOATS or (not compiling and is_transformed()) or has_tangent(tensors):
         return False
-    compiling = torch.compiler.is_compiling()
     for t in tensors:
         if not (t.is_cpu or (t.is_cuda and _has_cupy())) or t.layout is not torch.strided:
             return False
-        if t.is_quantized or t.is_complex() or t.is_neg():
-            return False
-        if not compiling and (type(t) not in PLAIN or not _has_memory(t)):
+        if not compiling and type(t) not in PLAIN:
             return False
     if function is functional.relu:
-        return not (kwargs.get("inplace", False) or len(args) > 1 and args[1])
+        return not (kwargs.get("inplace") or args[1:] == (True,))
     if function is functional.linear_cross_entropy:
-        return len(tensors) > 1 and tensors[1].dim() == 2
-    weight = kwargs.get("weight")
+        weight = kwargs.get("linear_weight", args[1] if len(args) > 1 else None)
+        return weight is not None and weight.dim() == 2
+    if function in (functional.cross_entropy, functional.nll_loss):  # its class weights have no gradient
+        weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+        return weight is None or not weight.requires_grad
     return True
 
 
 @functools.cache
 def _has_cupy() -> bool:
     return importlib.util.find_spec("cupy") is not None
-
-
-def _has_memory(t: torch.Tensor) -> bool:
-    try:
-        t.data_ptr()
-    except RuntimeError:  # one that a transform of torch.func works with
-        return False
-    return True
