@@ -22,7 +22,15 @@ def _bfloat16() -> Any:
     return numpy_dtype("bfloat16")
 
 
-class NoMemory(TypeError):
+class ArgumentError(ValueError, RuntimeError):
+    """An argument of a wrong value or shape: PyTorch mostly calls that a RuntimeError."""
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """An argument of a wrong type or dtype."""
+
+
+class NoMemory(ArgumentTypeError):
     """A tensor without memory that an array could share."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import _reduction
 
 import xpnn
-from xpnn.torch.arrays import FLOATS, HALF
+from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError
 from xpnn.torch.ops import Op
 
 _RELU, _SIGMOID, _TANH = Op(xpnn.relu), Op(xpnn.sigmoid), Op(xpnn.tanh)
@@ -42,20 +42,34 @@ def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str
 
 def _axis(name: str, dim: int, ndim: int) -> int:
     """A dimension as an axis, -1 for the last."""
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise ArgumentTypeError(f"{name}: dim: got {dim!r}, expected an integer")
     if not -max(ndim, 1) <= dim < max(ndim, 1):
         raise IndexError(f"{name}: dim: got {dim}, expected -{max(ndim, 1)} <= dim < {max(ndim, 1)}")
     return -1 if dim in (-1, ndim - 1) else dim
 
 
-def _class_axis(input: torch.Tensor) -> int:
-    """Where the classes are: dimension 1, or the only one."""
-    return 1 if input.dim() > 2 else -1
+def _classes(
+    name: str, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[int, torch.Tensor]:
+    """The axis of the classes, which is 1, or the last; and the target, of whose dtypes not all are PyTorch's."""
+    try:
+        ndim, dtype = input.dim(), target.dtype
+    except AttributeError:  # no tensors: the operator words the error
+        return -1, target
+    if dtype is not torch.int64 and dtype is not torch.uint8 and dtype not in FLOATS:
+        raise ArgumentTypeError(f"{name}: target: got dtype {dtype}, expected int64 or uint8, or floats for probabilities")
+    if weight is not None and weight.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise ArgumentTypeError(f"{name}: weight: got dtype {weight.dtype}, expected input's {input.dtype}")
+    if ndim == 1 and target.shape == (1,) and dtype not in FLOATS:
+        target = target[0]
+    return (1 if ndim > 2 else -1), target
 
 
 def _narrow(loss: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
     """A loss in the dtype that PyTorch gives it: that of half precision again, unless autocast widens it."""
     dtype = inputs[0].dtype
-    if dtype not in HALF or any(t.dtype in FLOATS and t.dtype is not dtype for t in inputs[1:]):
+    if dtype is torch.float32 or dtype not in HALF or any(t.dtype in FLOATS and t.dtype is not dtype for t in inputs[1:]):
         return loss
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
@@ -79,7 +93,7 @@ def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     tensor([0., 2.])
     """
     if inplace:
-        raise ValueError("relu: inplace: got True, expected False")
+        raise ArgumentError("relu: inplace: got True, expected False")
     return _RELU((input,))
 
 
@@ -186,10 +200,9 @@ def cross_entropy(
     >>> xpnn.torch.cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
     tensor(0.6931)
     """
-    loss = _CROSS_ENTROPY(
-        (input, target) if weight is None else (input, target, weight),
-        (ignore_index, _reduction_of(size_average, reduce, reduction), label_smoothing, _class_axis(input)),
-    )
+    axis, target = _classes("cross_entropy", input, target, weight)
+    options = (ignore_index, _reduction_of(size_average, reduce, reduction), label_smoothing, axis)
+    loss = _CROSS_ENTROPY((input, target) if weight is None else (input, target, weight), options)
     return _narrow(loss, input, target)
 
 
@@ -226,11 +239,12 @@ def linear_cross_entropy(
     tensor(0.6931)
     """
     if input.dim() not in (1, 2):
-        raise ValueError(f"linear_cross_entropy: input: got {input.dim()} dimensions, expected 1 or 2")
+        raise ArgumentError(f"linear_cross_entropy: input: got {input.dim()} dimensions, expected 1 or 2")
     if linear_weight.dim() != 2:
-        raise ValueError(f"linear_cross_entropy: linear_weight: got {linear_weight.dim()} dimensions, expected 2")
+        raise ArgumentError(f"linear_cross_entropy: linear_weight: got {linear_weight.dim()} dimensions, expected 2")
     if target.is_floating_point() and ignore_index is not None:
-        raise ValueError("linear_cross_entropy: ignore_index: got one, expected none with probability targets")
+        raise ArgumentError("linear_cross_entropy: ignore_index: got one, expected none with probability targets")
+    _, target = _classes("linear_cross_entropy", input, target, weight)
     chunk_size = None if options is None else options.batch_chunk_size
     loss = _LINEAR_CROSS_ENTROPY(
         (input, linear_weight, target, linear_bias, weight),
@@ -254,7 +268,8 @@ def nll_loss(
     >>> xpnn.torch.nll_loss(torch.tensor([[-1.0, -0.5]]), torch.tensor([0]))
     tensor(1.)
     """
-    options = (ignore_index, _reduction_of(size_average, reduce, reduction), _class_axis(input))
+    axis, target = _classes("nll_loss", input, target, weight)
+    options = (ignore_index, _reduction_of(size_average, reduce, reduction), axis)
     loss = _NLL_LOSS((input, target, weight), options)
     return _narrow(loss, input)
 

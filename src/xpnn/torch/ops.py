@@ -12,22 +12,17 @@ from typing import Any
 
 import torch
 from torch._C import _are_functorch_transforms_active as is_transformed
-from torch._C import _len_torch_dispatch_stack as _count_modes
+from torch._C import _len_torch_dispatch_stack as count_modes
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index
-from xpnn.torch.arrays import FLOATS, HALF, NoMemory, array, place, tensor
+from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, place, tensor
 
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _TYPES = {bool: "bool", int: "int", float: "float", str: "str", type(None): "int?"}  # of options, by their defaults
 ops: dict[str, Op] = {}
-
-
-def is_watched() -> bool:
-    """Whether something wants to see every operator: torch.compile, a dispatch mode, a transform of torch.func."""
-    return is_compiling() or _count_modes() > 0 or is_transformed()
 
 
 def has_tangent(tensors: Iterable[Any]) -> bool:
@@ -86,33 +81,42 @@ class Op:
 
         Optional inputs at the end may be left out; options are in the order of `defaults`.
         """
-        first = tensors[0]
-        if first.dtype not in FLOATS:
-            raise TypeError(f"{self.name}: input: got dtype {first.dtype}, expected floating numbers")
-        if has_tangent(tensors):  # not to be lost silently
-            raise RuntimeError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
-        if is_watched():
-            return self._dispatched(tensors, options)
-        needs = 0
-        for t in tensors:
-            if t is not None:
-                if type(t) not in PLAIN:
-                    return self._dispatched(tensors, options)
-                needs += t.requires_grad
         try:
+            if forward_ad._current_level >= 0 or is_compiling() or count_modes() or is_transformed():
+                return self._dispatched(tensors, options)
+            needs = 0
+            for t in tensors:
+                if t is not None:
+                    if type(t) not in PLAIN:
+                        return self._dispatched(tensors, options)
+                    needs += t.requires_grad
+            first = tensors[0]
+            if first.dtype not in FLOATS:
+                raise self._not_floating(first)
             if not (needs and torch.is_grad_enabled()):
                 return self.forward(tensors, options)
             wanted = self.first if needs == 1 and first.requires_grad else self._wanted(tensors)
-            return (_run_fused if self._in_one_pass(first, options) else _run_simple)(self, options, wanted, *tensors)
+            if self._in_one_pass(first, options):
+                return _run_fused(self, options, wanted, *tensors)
+            return _run_simple(self, options, wanted, *tensors)
         except NoMemory:  # a meta tensor, say
             return self._dispatched(tensors, options)
+        except (ArgumentError, ArgumentTypeError):
+            raise
+        except ValueError as error:
+            raise ArgumentError(*error.args) from error
+        except TypeError as error:
+            raise ArgumentTypeError(*error.args) from error
+
+    def _not_floating(self, first: torch.Tensor) -> Exception:
+        return ArgumentTypeError(f"{self.name}: input: got dtype {first.dtype}, expected floating numbers")
 
     def _wanted(self, tensors: Sequence[Any]) -> tuple[str, ...]:
         """The inputs that a gradient is wanted of."""
         wanted = tuple([n for n, t in zip(self.inputs, tensors, strict=False) if t is not None and t.requires_grad])
         for name in wanted:
             if name in self.constants:
-                raise RuntimeError(f"{self.name}: {name}: got a tensor that requires grad, expected a constant: detach it")
+                raise ArgumentError(f"{self.name}: {name}: got a tensor that requires grad, expected a constant: detach it")
         return wanted
 
     def _in_one_pass(self, first: torch.Tensor, options: tuple[Any, ...]) -> bool:
@@ -150,6 +154,13 @@ class Op:
 
     def _dispatched(self, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> torch.Tensor:
         """By the registered operators: the fused one where gradients are wanted, or forward alone."""
+        for name, t in zip(self.inputs, tensors, strict=False):
+            if not isinstance(t, torch.Tensor | None):
+                raise ArgumentTypeError(f"{self.name}: {name}: got {type(t).__name__}, expected a tensor")
+        if has_tangent(tensors):  # not to be lost silently
+            raise ArgumentError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
+        if tensors[0].dtype not in FLOATS:
+            raise self._not_floating(tensors[0])
         values = [*tensors, *[None] * (len(self.inputs) - len(tensors)), *options]
         wanted = self._wanted(tensors) if torch.is_grad_enabled() else ()
         if not (wanted and self._in_one_pass(tensors[0], options)):
@@ -226,7 +237,7 @@ def _placed(op: Op, wanted: tuple[str, ...], gradients: Sequence[torch.Tensor | 
     return None, None, None, *map(by_name.get, op.inputs)
 
 
-# PyTorch's own `apply` first looks for transforms of torch.func, as `is_watched` did
+# PyTorch's own `apply` first looks for transforms of torch.func, as `Op` did
 _run_fused, _run_simple = (super(torch.autograd.Function, f).apply for f in (_Fused, _Simple))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from xpnn.torch import functional
-from xpnn.torch.arrays import FLOATS
+from xpnn.torch.arrays import FLOATS, HALF
 from xpnn.torch.ops import PLAIN, has_tangent, is_compiling, is_transformed
 
 NAMES = (
@@ -102,6 +102,8 @@ def _serves(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     compiling = is_compiling()
     if not tensors or tensors[0].dtype not in FLOATS or (not compiling and is_transformed()) or has_tangent(tensors):
+        return False
+    if {t.dtype for t in tensors} >= HALF:  # neither holds the other
         return False
     for t in tensors:
         if not (t.is_cpu or (t.is_cuda and _has_cupy())) or t.layout is not torch.strided:
