@@ -161,12 +161,16 @@ def run(way, steps, seed, compiled):
 def main(steps, ways, seed, compiled, file):
     """Train, once for each way to compute the loss, and print what they lost and took."""
     console = Console()
-    console.print(f"vocabulary {VOCABULARY:,}; {BATCH * LENGTH} words a step: {BATCH * LENGTH * VOCABULARY * 4 / 2**20:.0f} MB of logits")
+    console.print(
+        f"vocabulary {VOCABULARY:,}; {BATCH * LENGTH} words a step: {BATCH * LENGTH * VOCABULARY * 4 / 2**20:.0f} MB of logits"
+    )
     results = []
     for way in ways:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             results.append(process.submit(run, way, steps, seed, compiled).result())
-    table = Table("way", *(f"loss at {n}" for n in sorted({1, steps // 2, steps} - {0})), "ms loss", "ms head", "ms step", "peak MB")
+    table = Table(
+        "way", *(f"loss at {n}" for n in sorted({1, steps // 2, steps} - {0})), "ms loss", "ms head", "ms step", "peak MB"
+    )
     for r in results:
         ms = [f"{1000 * r['seconds'][p]:.1f}" if p in r["seconds"] else "" for p in ("loss", "head", "step")]
         shown = [f"{r['losses'][n - 1]:.4f}" for n in sorted({1, steps // 2, steps} - {0})]

@@ -10,7 +10,7 @@ tensor([[-0.5000,  0.5000]])
 try:
     import torch
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"xpnn.torch needs PyTorch, which is not installed: pip install 'xpnn[torch]' ({error})") from error
+    raise ModuleNotFoundError(f"xpnn.torch needs PyTorch: pip install 'xpnn[torch]' ({error})") from error
 
 from xpnn.torch.functional import (
     binary_cross_entropy_with_logits,

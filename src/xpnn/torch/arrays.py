@@ -49,7 +49,7 @@ def array(tensor: torch.Tensor) -> Any:
     try:
         return t.numpy()
     except (RuntimeError, TypeError) as error:
-        raise NoMemory(f"xpnn.torch: a tensor: got one on {t.device} that is no array ({error}), expected cpu or cuda") from error
+        raise NoMemory(f"xpnn.torch: got a tensor on {t.device} ({error}), expected a dense one on cpu or cuda") from error
 
 
 def tensor(array: Any) -> torch.Tensor:

@@ -40,7 +40,7 @@ def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str
     return str(_reduction.legacy_get_string(size_average, reduce))
 
 
-def _axis(name: str, dim: int, ndim: int) -> int:
+def _axis(name: str, dim: Any, ndim: int) -> int:
     """A dimension as an axis, -1 for the last."""
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise ArgumentTypeError(f"{name}: dim: got {dim!r}, expected an integer")
@@ -49,9 +49,7 @@ def _axis(name: str, dim: int, ndim: int) -> int:
     return -1 if dim in (-1, ndim - 1) else dim
 
 
-def _classes(
-    name: str, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
-) -> tuple[int, torch.Tensor]:
+def _classes(name: str, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, torch.Tensor]:
     """The axis of the classes, which is 1, or the last; and the target, of whose dtypes not all are PyTorch's."""
     try:
         ndim, dtype = input.dim(), target.dtype
@@ -69,7 +67,7 @@ def _classes(
 def _narrow(loss: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
     """A loss in the dtype that PyTorch gives it: that of half precision again, unless autocast widens it."""
     dtype = inputs[0].dtype
-    if dtype is torch.float32 or dtype not in HALF or any(t.dtype in FLOATS and t.dtype is not dtype for t in inputs[1:]):
+    if dtype not in HALF or any(t.dtype in FLOATS and t.dtype is not dtype for t in inputs[1:]):
         return loss
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
@@ -77,7 +75,7 @@ def _narrow(loss: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
 def _warn_of_sizes(input: torch.Tensor, target: torch.Tensor) -> None:
     if target.shape != input.shape:
         warnings.warn(
-            f"target has the shape {tuple(target.shape)}, input {tuple(input.shape)}: they are broadcast, which is rarely meant",
+            f"target has shape {tuple(target.shape)}, input {tuple(input.shape)}: they are broadcast, which is rarely meant",
             stacklevel=3,
         )
 
@@ -203,7 +201,7 @@ def cross_entropy(
     axis, target = _classes("cross_entropy", input, target, weight)
     options = (ignore_index, _reduction_of(size_average, reduce, reduction), label_smoothing, axis)
     loss = _CROSS_ENTROPY((input, target) if weight is None else (input, target, weight), options)
-    return _narrow(loss, input, target)
+    return loss if loss.dtype is input.dtype else _narrow(loss, input, target)
 
 
 def linear_cross_entropy(

@@ -120,8 +120,8 @@ class Op:
         return wanted
 
     def _in_one_pass(self, first: torch.Tensor, options: tuple[Any, ...]) -> bool:
-        """Whether forward computes gradients for a cotangent of 1; in float16 small ones would be lost before they are scaled."""
-        return self.is_loss and options[self.reduction] != "none" and first.dtype is not torch.float16
+        """Whether forward computes gradients, for a cotangent of 1; in float16 small ones would be lost before it is known."""
+        return self.is_loss and first.dtype is not torch.float16 and options[self.reduction] != "none"
 
     def arguments(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The kernel's arguments, defaults left out, for which there is a shorter way."""
@@ -193,7 +193,7 @@ class Op:
 # --- eager ---
 
 
-class _Fused(torch.autograd.Function):
+class _Fused(torch.autograd.Function):  # type: ignore[misc]
     """A loss whose forward pass computes the gradients too, to be multiplied by the loss's own."""
 
     @staticmethod
@@ -213,7 +213,7 @@ class _Fused(torch.autograd.Function):
         return _placed(op, wanted, _scaled(op, ctx.saved_tensors, dloss))
 
 
-class _Simple(torch.autograd.Function):
+class _Simple(torch.autograd.Function):  # type: ignore[misc]
     """Forward and backward pass of a kernel, one after the other."""
 
     @staticmethod
@@ -267,10 +267,11 @@ def _last(op: Op, gradients: Sequence[torch.Tensor | None]) -> Sequence[torch.Te
     """Gradients as they are; where they may be differentiated again, made to refuse it."""
     if not torch.is_grad_enabled():  # it is, under create_graph=True
         return gradients
-    return _Last.apply(op.name, torch.zeros((), requires_grad=True), *gradients)
+    made: Sequence[torch.Tensor | None] = _Last.apply(op.name, torch.zeros((), requires_grad=True), *gradients)
+    return made
 
 
-class _Last(torch.autograd.Function):
+class _Last(torch.autograd.Function):  # type: ignore[misc]
     """Passes gradients on and cannot be differentiated: kernels have no second derivatives, and zeros would be wrong."""
 
     @staticmethod
@@ -376,7 +377,8 @@ def _shape(op: Op, tensors: Sequence[Any], options: dict[str, Any]) -> Sequence[
     inputs = op.kernel.declaration.inputs
     if not op.is_loss or not any(Index in inputs[i].kinds for i in op.inputs):
         full = [t.shape for t, i in zip(tensors, op.inputs, strict=True) if i not in op.optional]
-        return torch.broadcast_shapes(*full)
+        shape: Sequence[int] = torch.broadcast_shapes(*full)
+        return shape
     axis = options.get("axis", -1) % len(first)
     return *first[:axis], *first[axis + 1 :]
 

@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch._C import _are_functorch_transforms_active as is_transformed
+from torch.compiler import is_compiling
 
 from xpnn.torch import functional
 from xpnn.torch.arrays import FLOATS, HALF
-from xpnn.torch.ops import PLAIN, has_tangent, is_compiling, is_transformed
+from xpnn.torch.ops import PLAIN, has_tangent
 
 NAMES = (
     "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div", "linear_cross_entropy", "log_softmax",
