@@ -31,6 +31,7 @@ WIDTH, HEADS, LAYERS = 64, 4, 2
 BATCH, LENGTH = 16, 128
 RATE = 3e-3
 WAYS = ("torch", "xpnn", "torch-linear", "xpnn-linear")  # whose functions; "-linear": without all logits at once
+PARTS = {"loss": "loss, ms", "head": "products and loss, ms", "step": "step, ms"}  # medians
 
 
 class Block(torch.nn.Module):
@@ -103,7 +104,7 @@ def train(way, text, steps, seed=0, compiled=False, vocabulary=VOCABULARY):
     body = model
     if compiled:
         body, criterion = (torch.compile(f, fullgraph=True) for f in (model, criterion))
-    seconds = {"step": [], "head": [], "loss": []}
+    seconds = {part: [] for part in PARTS}
 
     @contextlib.contextmanager
     def clock(part):
@@ -147,11 +148,6 @@ def memory(what):
     return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) * 1024
 
 
-def run(way, steps, seed, compiled):
-    """One way of training, for a process of its own."""
-    return train(way, words()[0], steps, seed, compiled)
-
-
 @click.command()
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(1))
 @click.option("--loss", "ways", type=click.Choice(WAYS), multiple=True, default=WAYS, show_default=True)
@@ -164,17 +160,18 @@ def main(steps, ways, seed, compiled, file):
     console.print(
         f"vocabulary {VOCABULARY:,}; {BATCH * LENGTH} words a step: {BATCH * LENGTH * VOCABULARY * 4 / 2**20:.0f} MB of logits"
     )
+    text, _ = words()
     results = []
     for way in ways:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            results.append(process.submit(run, way, steps, seed, compiled).result())
-    table = Table(
-        "way", *(f"loss at {n}" for n in sorted({1, steps // 2, steps} - {0})), "ms loss", "ms head", "ms step", "peak MB"
-    )
-    for r in results:
-        ms = [f"{1000 * r['seconds'][p]:.1f}" if p in r["seconds"] else "" for p in ("loss", "head", "step")]
-        shown = [f"{r['losses'][n - 1]:.4f}" for n in sorted({1, steps // 2, steps} - {0})]
-        table.add_row(r["way"], *shown, *ms, f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] else "")
+            results.append(process.submit(train, way, text, steps, seed, compiled).result())
+    table = Table("", *ways)
+    for n in sorted({1, steps // 2, steps} - {0}):
+        table.add_row(f"loss of step {n}", *(f"{r['losses'][n - 1]:.4f}" for r in results))
+    for part, what in PARTS.items():
+        table.add_row(what, *(f"{1000 * r['seconds'][part]:.1f}" if part in r["seconds"] else "" for r in results))
+    for key, what in {"peak_bytes": "peak of memory, MB", "peak_bytes_of_training": "beyond that before step 1"}.items():
+        table.add_row(what, *(f"{r[key] / 1e6:.0f}" if r[key] else "" for r in results))
     console.print(table)
     for r in results[1:]:
         apart = np.max(np.abs(np.subtract(r["losses"], results[0]["losses"])) / np.abs(results[0]["losses"]))

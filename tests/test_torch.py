@@ -195,7 +195,8 @@ def test_dim_and_dtype(name):
         torch.testing.assert_close(ours_, theirs)
     check(name, (random(4, 5, dtype=torch.float32), 0), {"dtype": torch.float64})
     narrow = outcome(getattr(ours, name), (random(4, 5), 0), {"dtype": torch.bfloat16})
-    torch.testing.assert_close(narrow, outcome(getattr(F, name), (random(4, 5), 0), {"dtype": torch.bfloat16}))
+    theirs = outcome(getattr(F, name), (random(4, 5), 0), {"dtype": torch.bfloat16})
+    torch.testing.assert_close(narrow, theirs, rtol=2e-2, atol=2e-2)
     assert getattr(ours, name)(classes(4, of=3), 0, dtype=torch.float32).dtype == torch.float32
     assert getattr(ours, name)(random(2, 3, 4), 1).is_contiguous()
 
