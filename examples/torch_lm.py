@@ -27,6 +27,8 @@ from large_vocab import VOCABULARY, words
 from rich.console import Console
 from rich.table import Table
 
+from xpnn.benchmarks import machine
+
 WIDTH, HEADS, LAYERS = 64, 4, 2
 BATCH, LENGTH = 16, 128
 RATE = 3e-3
@@ -162,6 +164,13 @@ def main(steps, ways, seed, compiled, file):
     )
     text, _ = words()
     results = []
+    recorded = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_before": machine.load(),
+        "machine": machine.describe(),
+        "command": " ".join(["python", *sys.argv]),
+        "steps": steps,
+    }
     for way in ways:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             results.append(process.submit(train, way, text, steps, seed, compiled).result())
@@ -177,11 +186,7 @@ def main(steps, ways, seed, compiled, file):
         apart = np.max(np.abs(np.subtract(r["losses"], results[0]["losses"])) / np.abs(results[0]["losses"]))
         console.print(f"{r['way']}: losses differ from those of {results[0]['way']} by at most {apart:.1e} of them")
     if file:
-        from xpnn.benchmarks import machine
-
-        recorded = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "load_before": machine.load(), "steps": steps}
-        recorded |= {"command": " ".join(["python", *sys.argv]), "machine": machine.describe(), "runs": results}
-        file.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(recorded | {"runs": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
