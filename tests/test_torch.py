@@ -9,8 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="torch is not installed: xpnn.torch is not tested")
+torch = pytest.importorskip("torch", minversion="2.13", reason="torch 2.13 is not installed: xpnn.torch is not tested")
 import torch.nn.functional as F  # noqa: E402, N812
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
@@ -62,8 +64,11 @@ def wider(a):
     return a.detach().double().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
 
 
-def check(name, args, kwargs=None, ulps=8.0):
-    """Ours against PyTorch's: dtypes those of the same call, values those of one in float64."""
+def check(name, args, kwargs=None, ulps=8.0, terms=0.0):
+    """Ours against PyTorch's: dtypes those of the same call, values those of one in float64.
+
+    `terms` is the size of what a result is a difference of.
+    """
     kwargs = kwargs or {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PyTorch's, of kl_div's "mean"
@@ -76,7 +81,7 @@ def check(name, args, kwargs=None, ulps=8.0):
         assert got.shape == like.shape
         # the cotangent is rounded to y's dtype for us, and not for the truth
         tolerance = ulps * torch.finfo(min(y.dtype, got.dtype, key=lambda t: -torch.finfo(t).eps)).eps
-        scale = float(want.abs().nan_to_num().max()) if want.numel() else 0.0
+        scale = max(terms, float(want.abs().nan_to_num().max())) if want.numel() else 0.0
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
@@ -110,8 +115,6 @@ def test_every_function_is_called():
 @pytest.mark.parametrize("name", CALLS)
 def test_signature(name):
     """PyTorch's parameters, in its order, with its kinds and defaults."""
-    if not hasattr(F, name):
-        pytest.skip(f"this PyTorch has no {name}")
     mine, theirs = (inspect.signature(f).parameters.values() for f in (getattr(ours, name), getattr(F, name)))
     assert [(p.name, p.kind, p.default) for p in mine] == [(p.name, p.kind, p.default) for p in theirs]
 
@@ -178,9 +181,8 @@ def test_options_of_the_others():
     check("kl_div", (x, t), {"log_target": True, "reduction": "batchmean"})
     check("linear_cross_entropy", (random(3), random(5, 3), classes(of=5)), {"label_smoothing": 0.1})
     check("linear_cross_entropy", (random(4, 3), random(5, 3), unit(4, 5, grad=False)), {"weight": unit(5, grad=False)})
-    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
-        chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, chunking_method=None)
-        check("linear_cross_entropy", (random(5, 3), random(4, 3), classes(5, of=4)), {"options": chunks})
+    chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, chunking_method=None)
+    check("linear_cross_entropy", (random(5, 3), random(4, 3), classes(5, of=4)), {"options": chunks})
 
 
 @pytest.mark.usefixtures("composed")
@@ -259,6 +261,32 @@ def test_float16_keeps_what_the_scale_of_a_loss_saves():
     assert dx[0, 1].item() == pytest.approx(1 / 64 / 4096, rel=0.1)
 
 
+@pytest.mark.usefixtures("composed")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_cross_entropy_of_anything(data):
+    """Shapes, strides and options, each against PyTorch in float64."""
+    draw = data.draw
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    rows, columns = ([], shape[0]) if len(shape) == 1 else ([shape[0], *shape[2:]], shape[1])
+    seed, order = draw(st.integers(0, 99)), draw(st.permutations(range(len(shape))))
+    stored = random(*(shape[k] for k in order), seed=seed, grad=False)  # in memory, the axes lie in any order
+    logits = stored.permute(*(order.index(k) for k in range(len(shape)))).requires_grad_(draw(st.booleans()))
+    index = draw(st.booleans())
+    target = classes(*rows, of=columns, seed=seed) if index else unit(*shape, seed=seed, grad=draw(st.booleans()))
+    options = {
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.3])),
+        "weight": unit(columns, grad=False) if draw(st.booleans()) else None,
+    }
+    if index:
+        options["ignore_index"] = draw(st.integers(-1, columns))
+    if logits.requires_grad or target.requires_grad:
+        check("cross_entropy", (logits, target), options, terms=1.0)
+    else:
+        torch.testing.assert_close(*(m.cross_entropy(logits, target, **options) for m in (ours, F)), equal_nan=True)
+
+
 # --- errors ---
 
 X, T = random(4, 5, dtype=torch.float32), classes(4, of=5)
@@ -305,12 +333,9 @@ def test_errors_are_pytorchs_kinds(case):
         y = getattr(module, name)(*args, **kwargs)
         y.sum().backward()
 
-    if hasattr(F, name):
-        with pytest.raises(Exception) as theirs:  # noqa: PT011  (whichever it is)
-            run(F)
-        kind = RuntimeError if isinstance(theirs.value, NotImplementedError) else type(theirs.value)
-    else:
-        kind = RuntimeError
+    with pytest.raises(Exception) as theirs:  # noqa: PT011  (whichever it is)
+        run(F)
+    kind = RuntimeError if isinstance(theirs.value, NotImplementedError) else type(theirs.value)
     with pytest.raises(kind, match="expected"):
         run(ours)
 
@@ -327,6 +352,8 @@ def test_not_served_by_name():
         ours.relu(X, inplace=True)
     with pytest.raises(ValueError, match="linear_weight: got 3 dimensions"):
         ours.linear_cross_entropy(X, random(3, 2, 5), T)
+    with pytest.raises(RuntimeError, match="functorch"):  # of operators of torch.library, which have no torch.func.grad
+        torch.func.grad(lambda x: ours.cross_entropy(x, T))(X.detach())
     with pytest.raises(RuntimeError, match="tangent"):
         torch.func.jvp(lambda x: ours.softmax(x, 1), (X.detach(),), (X.detach(),))
 
@@ -459,7 +486,7 @@ def test_compiled(name, patched):
         return getattr(module, name)(args[0] * 2, *args[1:]).mean() * 3
 
     torch.compiler.reset()
-    with ours.patch() if patched and hasattr(F, name) else torch.enable_grad():
+    with ours.patch() if patched else torch.enable_grad():
         compiled = torch.compile(program, fullgraph=True, backend=backend, dynamic=True)
         for rows in (4, 6):
             args = (
@@ -521,6 +548,7 @@ def test_seen_by_what_looks():
         pass
 
     assert type(ours.tanh(X.detach().as_subclass(Mine))) is Mine
+    torch.testing.assert_close(torch.func.vmap(lambda r: ours.softmax(r, 0))(X.detach()), X.detach().softmax(1))
     exported = torch.export.export(torch.nn.Sequential(Softmax()), (X.detach(),))
     assert "xpnn.softmax.default" in [str(n.target) for n in exported.graph.nodes]
 
@@ -536,7 +564,7 @@ class Softmax(torch.nn.Module):
 def test_patch(monkeypatch):
     """Modules use ours; afterwards PyTorch's own functions are back."""
     calls = []
-    original = {n: getattr(F, n) for n in NAMES if hasattr(F, n)}
+    original = {n: getattr(F, n) for n in NAMES}
     monkeypatch.setattr(
         xpnn.Kernel, "__call__", lambda k, *a, **b: calls.append(k.__name__) or xpnn.backends.call.forward(k, a, b)
     )
@@ -588,8 +616,7 @@ def test_patch_leaves_the_rest_to_pytorch():
         assert tangent.abs().max() > 0
         F.cross_entropy(x, torch.rand(4, 5), weight).backward()
         assert weight.grad is not None
-        if hasattr(F, "linear_cross_entropy"):
-            assert F.linear_cross_entropy(x, random(3, 2, 5, dtype=torch.float32), torch.zeros(4, 2).long()).shape == ()
+        assert F.linear_cross_entropy(x, random(3, 2, 5, dtype=torch.float32), torch.zeros(4, 2).long()).shape == ()
         with pytest.raises(IndexError, match="expected 0 <= target"):
             F.cross_entropy(x, T + 5)
 

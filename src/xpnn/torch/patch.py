@@ -28,11 +28,10 @@ class Patch:
     def __init__(self, names: tuple[str, ...]) -> None:
         self._made: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         for name in names:
-            original = getattr(torch.nn.functional, name, None)
-            if original is not None:  # linear_cross_entropy is new in PyTorch 2.13
-                ours = _drop_in(original, getattr(functional, name))
-                setattr(torch.nn.functional, name, ours)
-                self._made[name] = original, ours
+            original = getattr(torch.nn.functional, name)
+            ours = _drop_in(original, getattr(functional, name))
+            setattr(torch.nn.functional, name, ours)
+            self._made[name] = original, ours
 
     def undo(self) -> None:
         """Put PyTorch's own functions back; a second time does nothing.
