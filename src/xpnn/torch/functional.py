@@ -55,6 +55,8 @@ def _classes(name: str, input: torch.Tensor, target: torch.Tensor, weight: torch
         ndim, dtype = input.dim(), target.dtype
     except AttributeError:  # no tensors: the operator words the error
         return -1, target
+    if dtype is torch.int64 and weight is None and ndim != 1:
+        return (1 if ndim > 2 else -1), target
     if dtype is not torch.int64 and dtype is not torch.uint8 and dtype not in FLOATS:
         raise ArgumentTypeError(f"{name}: target: got dtype {dtype}, expected int64 or uint8, or floats for probabilities")
     if weight is not None and weight.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):

@@ -20,6 +20,8 @@ from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Index
 from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, place, tensor
 
+# losses in this dtype are scaled, so that gradients fit into it: those for a cotangent of 1, of a single pass, might not
+SCALED = torch.float16
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _TYPES = {bool: "bool", int: "int", float: "float", str: "str", type(None): "int?"}  # of options, by their defaults
 ops: dict[str, Op] = {}
@@ -91,12 +93,13 @@ class Op:
                         return self._dispatched(tensors, options)
                     needs += t.requires_grad
             first = tensors[0]
-            if first.dtype not in FLOATS:
-                raise self._not_floating(first)
+            dtype = first.dtype
+            if dtype not in FLOATS:
+                raise self._not_floating(dtype)
             if not (needs and torch.is_grad_enabled()):
                 return self.forward(tensors, options)
             wanted = self.first if needs == 1 and first.requires_grad else self._wanted(tensors)
-            if self._in_one_pass(first, options):
+            if self.is_loss and options[self.reduction] != "none" and dtype is not SCALED:
                 return _run_fused(self, options, wanted, *tensors)
             return _run_simple(self, options, wanted, *tensors)
         except NoMemory:  # a meta tensor, say
@@ -108,8 +111,8 @@ class Op:
         except TypeError as error:
             raise ArgumentTypeError(*error.args) from error
 
-    def _not_floating(self, first: torch.Tensor) -> Exception:
-        return ArgumentTypeError(f"{self.name}: input: got dtype {first.dtype}, expected floating numbers")
+    def _not_floating(self, dtype: torch.dtype) -> Exception:
+        return ArgumentTypeError(f"{self.name}: input: got dtype {dtype}, expected floating numbers")
 
     def _wanted(self, tensors: Sequence[Any]) -> tuple[str, ...]:
         """The inputs that a gradient is wanted of."""
@@ -119,14 +122,15 @@ class Op:
                 raise ArgumentError(f"{self.name}: {name}: got a tensor that requires grad, expected a constant: detach it")
         return wanted
 
-    def _in_one_pass(self, first: torch.Tensor, options: tuple[Any, ...]) -> bool:
-        """Whether forward computes gradients, for a cotangent of 1; in float16 small ones would be lost before it is known."""
-        return self.is_loss and first.dtype is not torch.float16 and options[self.reduction] != "none"
-
     def arguments(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The kernel's arguments, defaults left out, for which there is a shorter way."""
-        kwargs = self.changed(options)
-        args = [array(t) for t in tensors if t is not None]
+        kwargs = self._changed.get(options)
+        if kwargs is None:
+            kwargs = self.changed(options)
+        try:  # what `array` does; in a small call, calls of it would be felt
+            args = [t.numpy() for t in tensors if t is not None]
+        except (RuntimeError, TypeError):
+            args = [array(t) for t in tensors if t is not None]
         required = self.required
         if len(args) > required:
             names = [n for n, t in zip(self.inputs, tensors, strict=False) if t is not None]
@@ -160,12 +164,12 @@ class Op:
         if has_tangent(tensors):  # not to be lost silently
             raise ArgumentError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
         if tensors[0].dtype not in FLOATS:
-            raise self._not_floating(tensors[0])
+            raise self._not_floating(tensors[0].dtype)
         values = [*tensors, *[None] * (len(self.inputs) - len(tensors)), *options]
         wanted = self._wanted(tensors) if torch.is_grad_enabled() else ()
-        if not (wanted and self._in_one_pass(tensors[0], options)):
-            return getattr(torch.ops.xpnn, self.name)(*values)
-        return getattr(torch.ops.xpnn, f"{self.name}_value_and_grad")(*values, ",".join(wanted))[0]
+        if wanted and self.is_loss and options[self.reduction] != "none" and tensors[0].dtype is not SCALED:
+            return getattr(torch.ops.xpnn, f"{self.name}_value_and_grad")(*values, ",".join(wanted))[0]
+        return getattr(torch.ops.xpnn, self.name)(*values)
 
     def value_and_grad(
         self, tensors: Sequence[Any], options: tuple[Any, ...], wanted: tuple[str, ...]
