@@ -178,3 +178,16 @@ def test_dask_rows_command(example):
     )
     assert "step 0  loss 4.6052" in result.output
     assert "at most" in result.output
+
+
+def test_torch_lm(example, monkeypatch):
+    """PyTorch's losses or ours, of all logits or of some at a time: the same, and they fall."""
+    pytest.importorskip("torch", reason="torch is not installed: the language model is not trained")
+    lm = example("torch_lm")
+    monkeypatch.setattr(lm, "BATCH", 4)
+    text = np.random.default_rng(0).integers(0, 7, 5000)
+    runs = {way: lm.train(way, text, 12, vocabulary=300) for way in lm.WAYS}
+    for way, run in runs.items():
+        np.testing.assert_allclose(run["losses"], runs["torch"]["losses"], rtol=1e-5, err_msg=way)
+        assert run["losses"][-1] < 0.9 * run["losses"][0]
+        assert run["seconds"]["step"] > run["seconds"]["head"] > run["seconds"].get("loss", 0)
