@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from xpnn.backends.numba.expression import Context, Scalars, Writer
 from xpnn.backends.phases import Phases
 from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
@@ -22,7 +24,7 @@ def has_rows(stage: Stage) -> bool:
     return 1 not in stage.shape and any(n.shape[0] != 1 == n.shape[1] for n in nodes)
 
 
-class StageWriter(Writer):
+class StageWriter(Writer, ABC):
     """One stage: a serial function over blocks `first` to `last` of the grid."""
 
     def __init__(self, context: Context, stage: Stage, name: str, sums: dict[Node, str]) -> None:
@@ -93,9 +95,9 @@ class StageWriter(Writer):
         args = [values.get(name, name) for name in self.parameters()]
         return [*lines, f"launch(runner, {self.name}, ({', '.join(args)},), blocks, least(blocks, threads))"]
 
+    @abstractmethod
     def blocks(self) -> list[str]:
         """The rows of a block, and how many blocks there are: whatever the number of threads."""
-        raise NotImplementedError
 
     def finish(self, s: Node) -> list[str]:
         """Add up what the blocks left, in their order."""
@@ -132,9 +134,9 @@ class StageWriter(Writer):
         """The stage's functions, those that it calls first."""
         return [self.function(self.name, [*self.parameters(), "first", "last"], self.body())]
 
+    @abstractmethod
     def body(self) -> list[str]:
         """What is done for blocks `first` to `last`."""
-        raise NotImplementedError
 
     def function(self, name: str, parameters: list[str], body: list[str]) -> list[str]:
         return [
