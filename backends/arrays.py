@@ -162,7 +162,7 @@ class Frame:
         return self.axis is not None and self.axis < len(self.shape) - 1
 
     def canonical(self, xp: Any, array: Any, kind: type[Kind], planes: bool = False) -> Any:
-        """An array as (R, C), (R, 1), (1, C) or (1, 1); as `planes` a Full one as (number of planes, rows of each, C)."""
+        """An array as (R, C), (R, 1), (1, C) or (1, 1); as `planes` a Full one as (planes, rows of each, C)."""
         if kind is not Full:
             return xp.reshape(array, self.extents(array.shape, kind))
         if array.shape != self.shape:
@@ -171,7 +171,7 @@ class Frame:
             assert self.axis is not None
             number = math.prod(self.shape[: self.axis])
             rows = math.prod(self.shape[self.axis + 1 :])
-            return xp.moveaxis(xp.reshape(array, (number, self.columns, rows)), 1, 2)
+            return array.reshape(number, self.columns, rows).transpose(0, 2, 1)
         if self.has_planes:
             array = xp.moveaxis(array, self.axis, -1)
         return array if array.shape == (self.rows, self.columns) else xp.reshape(array, (self.rows, self.columns))
@@ -203,7 +203,7 @@ class Frame:
         """A canonical result in the caller's shape."""
         target = self.result_shape(shape, array.shape)
         if array.ndim == 3:  # planes
-            return xp.reshape(xp.moveaxis(array, 2, 1), target)
+            return array.transpose(0, 2, 1).reshape(target)
         if shape[0] == "R" and shape[1] != 1 and target and self.has_planes:
             moved = (*target[: self.axis], *target[self.axis + 1 :], target[self.axis])  # type: ignore[index, operator]
             return xp.moveaxis(xp.reshape(array, moved), -1, self.axis)

@@ -161,7 +161,7 @@ def _empty(shape: tuple[int, ...], dtype: Any, plane: tuple[int, int] | None) ->
     """A new array of a canonical shape; as planes, given how many there are and their rows."""
     if plane is None:
         return np.empty(shape, dtype)
-    return np.moveaxis(np.empty((plane[0], shape[1], plane[1]), dtype), 2, 1)
+    return np.empty((plane[0], shape[1], plane[1]), dtype).transpose(0, 2, 1)
 
 
 def _adjacent(a: Any) -> bool:
