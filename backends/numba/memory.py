@@ -24,14 +24,19 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _ON_STACK = sys.platform != "win32"  # where more than a page of it asks for a function of the C compiler's
 
 
+def ask_for(builder: Any, address: ir.Value, write: bool) -> None:
+    """Have the second cache fetch what lies at an address, to be read or to be written; nothing need lie there."""
+    address = builder.bitcast(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [address, _I32(int(write)), _I32(2), _I32(1)])
+
+
 def _fetcher(write: bool) -> Any:
     def typed(typingctx: Any, values: Any, j: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             data = context.make_array(sig.args[0])(context, builder, args[0]).data
-            address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-            kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(function, [address, _I32(int(write)), _I32(2), _I32(1)])  # into the second cache, as data
+            ask_for(builder, builder.gep(data, [args[1]]), write)
             return context.get_dummy_value()
 
         return types.void(values, types.intp), lower

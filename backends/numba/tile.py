@@ -8,7 +8,9 @@ from xpnn.backends.numba.stage import BLOCK, StageWriter
 from xpnn.backends.phases import DEAR
 from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage
 
-TOGETHER = 4096  # columns of neighbouring tiles that are read and written together, a piece of memory for each column
+# columns of neighbouring tiles that are read and written together, a piece of memory for each column: a part of the first
+# cache, or of the second where one tile is more than that
+TOGETHER = 256, 4096
 
 
 class TileWriter(StageWriter):
@@ -44,7 +46,9 @@ class TileWriter(StageWriter):
         if not self.in_planes:
             return [*lines, f"blocks = ({rows} + block - 1) // block"]
         # neighbouring tiles are read and written together: longer pieces of memory for each column
-        lines += [f"many = least(16, {TOGETHER} // {columns} + 1)", "block = (block // W + many - 1) // many * many * W"]
+        first, second = (n // len(self.tiles) for n in TOGETHER)
+        lines += [f"many = least(16, ({first} if {columns} <= {first} else {second}) // {columns} + 1)"]
+        lines += ["block = (block // W + many - 1) // many * many * W"]
         return [*lines, f"blocks = {rows} // plane * ((plane + block - 1) // block)"]
 
     def parameters(self) -> list[str]:

@@ -6,6 +6,7 @@ logarithm of its sum, is then done for all of them at once, and a reduction alon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,6 +16,7 @@ from numba.extending import intrinsic
 from xpnn.backends.numba import half
 from xpnn.backends.numba.elementary import splat
 from xpnn.backends.numba.lanes import Lanes, mask, suffix, width
+from xpnn.backends.numba.memory import ask_for
 from xpnn.backends.numba.rows import masked
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -216,37 +218,54 @@ def _numbers(count: int) -> ir.Constant:
 
 
 class _Column:
-    """`n` elements `stride` bytes apart, a lane for each."""
+    """`n` elements `stride` bytes apart, a lane for each: side by side and all there, or the first ones there, or apart."""
 
     def __init__(self, builder: Any, start: ir.Value, stride: ir.Value, n: ir.Value, count: int) -> None:
         self.builder, self.vector = builder, ir.VectorType(start.type.pointee, count)
-        size = _size(self.vector.element)
-        self.dense = builder.and_(builder.icmp_signed("==", stride, _I64(size)), builder.icmp_signed(">=", n, _I64(count)))
+        self.align = _size(self.vector.element)
+        self.dense = builder.icmp_signed("==", stride, _I64(self.align))
+        self.whole = builder.and_(self.dense, builder.icmp_signed(">=", n, _I64(count)))
+        self.there = mask(builder, n, count)
         offsets = builder.mul(splat(builder, stride, count), _numbers(count))
-        self.spots = _Spots(builder, start, offsets, mask(builder, n, count))
+        self.spots = _Spots(builder, start, offsets, self.there)
         self.address = builder.bitcast(start, self.vector.as_pointer())
-        self.align = size
 
     def load(self) -> ir.Value:
         b = self.builder
-        with b.if_else(self.dense, likely=True) as (yes, no):
-            with yes:
-                plain = b.load(self.address, align=self.align)
-                dense_block = b.block
-            with no:
-                gathered = self.spots.load()
-                other_block = b.block
-        result = b.phi(self.vector)
-        result.add_incoming(plain, dense_block)
-        result.add_incoming(gathered, other_block)
-        return result
+
+        def some() -> ir.Value:
+            args = [self.address, _I32(self.align), self.there, ir.Constant(self.vector, None)]
+            return masked(b, "load", self.vector, args, self.vector)
+
+        return self._either(
+            self.whole, lambda: b.load(self.address, align=self.align), lambda: self._either(self.dense, some, self.spots.load)
+        )
 
     def store(self, content: ir.Value) -> None:
-        with self.builder.if_else(self.dense, likely=True) as (yes, no):
-            with yes:
-                self.builder.store(content, self.address, align=self.align)
-            with no:
-                self.spots.store(content)
+        b = self.builder
+
+        def some() -> None:
+            masked(b, "store", ir.VoidType(), [content, self.address, _I32(self.align), self.there], self.vector)
+
+        self._either(
+            self.whole,
+            lambda: b.store(content, self.address, align=self.align),
+            lambda: self._either(self.dense, some, lambda: self.spots.store(content)),
+        )
+
+    def _either(self, condition: ir.Value, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+        """What one of two ways gives; the first one is likelier."""
+        b, found = self.builder, []
+        with b.if_else(condition, likely=True) as (yes, no):
+            for branch, way in ((yes, one), (no, other)):
+                with branch:
+                    found.append((way(), b.block))
+        if found[1][0] is None or found[1][0].type != self.vector:
+            return None
+        result = b.phi(self.vector)
+        for value, block in found:
+            result.add_incoming(value, block)
+        return result
 
 
 def _only_column(context: Any, builder: Any, kind: Any, matrix: ir.Value, i: ir.Value, n: ir.Value, count: int) -> _Column:
@@ -281,12 +300,15 @@ def _cutter(name: str, back: bool) -> Any:
             source, first, number, target, apart = args
             lines = context.make_array(sig.args[3])(context, builder, target).data
             columns = _Columns(context, builder, sig.args[0], source, first)
+            beyond = builder.mul(number, columns.to_row)
             with cgutils.for_range(builder, columns.number) as column:
                 start = columns.at(column.index)
                 steps = cgutils.for_range_slice(builder, _I64(0), number, _I64(count), _I64)
                 with steps as (done, which):
                     place = _line(builder, lines, builder.add(builder.mul(which, apart), column.index), count)
                     address = cgutils.pointer_add(builder, start, builder.mul(done, columns.to_row), start.type)
+                    # the rows after these are done next, and nothing foresees that by itself
+                    ask_for(builder, cgutils.pointer_add(builder, address, beyond, start.type), back)
                     piece = _Column(builder, address, columns.to_row, builder.sub(number, done), count)
                     if back:
                         content = builder.load(place, align=64)
