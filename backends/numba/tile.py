@@ -46,7 +46,7 @@ class TileWriter(StageWriter):
         if not self.in_planes:
             return [*lines, f"blocks = ({rows} + block - 1) // block"]
         # neighbouring tiles are read and written together: longer pieces of memory for each column
-        first, second = TOGETHER[0] // len(self.tiles), TOGETHER[1]
+        first, second = TOGETHER[0] // max(1, len(self.tiles)), TOGETHER[1]
         lines += [f"many = least(16, ({first} if {columns} <= {first} else {second}) // {columns} + 1)"]
         lines += ["block = (block // W + many - 1) // many * many * W"]
         return [*lines, f"blocks = {rows} // plane * ((plane + block - 1) // block)"]
