@@ -6,6 +6,7 @@ dx = dlogits W, and dW += dlogitsᵀ x, two more products. Where a backward is a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -209,7 +210,7 @@ class _Dask(_Functional):
         return [slice(0, self.rows)] if self.chunk_size is None else super()._chunks()
 
 
-class _InPlace(_Functional):
+class _InPlace(_Functional, ABC):
     """Arrays that are written: results have a place from the start, and sums are added to it."""
 
     def begin(self) -> None:
@@ -228,12 +229,13 @@ class _InPlace(_Functional):
             self.totals[name] = target if free else self.xp.empty(shape, dtype=dtype)
         return self.totals[name]
 
+    @abstractmethod
     def copy(self, to: Any, values: Any) -> None:
-        raise NotImplementedError
+        """Copy values into an array of another floating dtype."""
 
+    @abstractmethod
     def product(self, out: Any, left: Any, right: Any, add: bool) -> None:
         """out = left @ right, or out += left @ right."""
-        raise NotImplementedError
 
     def put(self, name: str, chunk: slice, values: Any) -> None:
         self.copy(self.place(name, (self.rows, values.shape[1]), values.dtype)[chunk], values)
