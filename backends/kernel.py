@@ -34,6 +34,11 @@ class Kernel:
         self.__wrapped__ = declaration.forward
         self._backward = Backward(self)
 
+    def _forget(self) -> None:
+        """Drop what was prepared for calls."""
+        for known in (self._tasks, self._fast, self._checked, self._plans):
+            known.clear()
+
     def __repr__(self) -> str:
         return f"<kernel {self.__name__}{self.__signature__}>"
 
@@ -236,9 +241,7 @@ class Backward:
         kernel = self._kernel
         if len(args) == 1 and not kwargs and inspect.isfunction(args[0]):
             declare.parse_backward(kernel.declaration, args[0])
-            kernel._tasks.clear()
-            kernel._fast.clear()
-            kernel._plans.clear()
+            kernel._forget()
             self.__doc__ = args[0].__doc__
             return args[0]
         if not kwargs or kwargs.keys() == _OUT:

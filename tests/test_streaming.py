@@ -30,8 +30,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]
 
     def forget() -> None:
         for kernel in KERNELS:
-            kernel._tasks.clear()
-            kernel._fast.clear()
+            kernel._forget()
 
     yield switch
     forget()

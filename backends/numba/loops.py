@@ -214,7 +214,7 @@ class LoopWriter(StageWriter):
         """
         hot = self._one_hot(stores)
         out = self.streamed or self.output[next(iter(stores))]
-        long = f"{self.context.extent(self.stage.shape[1])} >= 512"
+        long = f"{self.context.extent(self.stage.shape[1])} >= {STREAMED[1] // self.context.size(out)}"  # holds if streamed
         lines_of_memory = long if self.is_map else "streamed" if self.streamed else "False"
         lines = [f"start, whole, rest, stop = cut({out}_i, start, stop, {lines_of_memory})"]
         # the ends come first: after stores around the caches, one through them waits
