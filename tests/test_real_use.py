@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -48,47 +45,55 @@ if __name__ == "__main__":
     assert python(code, XPNN_NUM_THREADS="2").splitlines()[-1] == "True"
 
 
-def test_data_loader() -> None:
+def test_data_loader(python: Callable[..., str]) -> None:
     """PyTorch's worker processes, started after their parent used threads."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    x = np.random.default_rng(0).normal(size=(8, 300, 700)).astype(np.float32)
-    expected = [xpnn.softmax(row) for row in x]
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    code = f"""
+        import warnings
+        import numpy as np, torch, xpnn
+        warnings.simplefilter("ignore")  # forking beside threads is what is tested
 
-    class Rows(torch.utils.data.Dataset):  # type: ignore[misc, name-defined]
-        def __len__(self) -> int:
-            return len(x)
+        class Rows(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(x)
 
-        def __getitem__(self, k: int) -> np.ndarray:  # type: ignore[type-arg]
-            return xpnn.softmax(x[k])
+            def __getitem__(self, k):
+                return xpnn.softmax(x[k])
 
-    loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=2, timeout=120, multiprocessing_context=START[0])
-    for found, row in zip(loader, expected, strict=True):
-        np.testing.assert_array_equal(np.asarray(found), row)
+        x = np.random.default_rng(0).normal(size=(8, 300, 700)).astype("float32")
+        expected = [xpnn.softmax(row) for row in x]
+        how = dict(batch_size=None, num_workers=2, timeout=120, multiprocessing_context={START[0]!r})
+        found = list(torch.utils.data.DataLoader(Rows(), **how))
+        print(len(found), all(np.array_equal(np.asarray(f), e) for f, e in zip(found, expected, strict=True)))
+    """
+    if START[0] == "spawn":
+        pytest.skip("a script's own classes cannot be sent to a spawned worker")
+    assert python(code, XPNN_NUM_THREADS="2").splitlines()[-1] == "8 True"
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
-def test_interrupt() -> None:
+def test_interrupt(python: Callable[..., str]) -> None:
     """Ctrl-C during a long call is raised when it returns; the next calls are right."""
-    x = np.random.default_rng(0).normal(size=(2000, 3000))
-    expected = xpnn.softmax(x)
-    begun = threading.Event()
+    code = """
+        import _thread, threading
+        import numpy as np, xpnn
 
-    def interrupt() -> None:
-        begun.wait()
-        os.kill(os.getpid(), signal.SIGINT)
+        x = np.random.default_rng(0).normal(size=(2000, 3000))
+        expected = xpnn.softmax(x)
+        begun = threading.Event()
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+        def interrupt():
+            begun.wait()
+            _thread.interrupt_main()
 
-    def until_interrupted() -> None:
-        for _ in range(1000):
-            begun.set()
-            xpnn.softmax(x)
-
-    with pytest.raises(KeyboardInterrupt):
-        until_interrupted()
-    thread.join()
-    np.testing.assert_array_equal(xpnn.softmax(x), expected)
+        threading.Thread(target=interrupt).start()
+        try:
+            while True:
+                begun.set()
+                xpnn.softmax(x)
+        except KeyboardInterrupt:
+            print("interrupted", np.array_equal(xpnn.softmax(x), expected))
+    """
+    assert python(code, XPNN_NUM_THREADS="2") == "interrupted True\n"
 
 
 def test_beyond_32_bits() -> None:
