@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import at_odd_address, frozen
 
 import xpnn
 from xpnn import Column, Index
@@ -32,13 +33,8 @@ def laid_out(x: Array) -> Iterator[tuple[str, Array]]:
     yield "in reverse", x[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1]
     twice = np.repeat(x, 2, axis=2)
     yield "every second", twice[:, :, ::2]
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    odd = raw[1:].view(x.dtype).reshape(x.shape)
-    odd[...] = x
-    yield "at an odd address", odd
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    yield "read-only", frozen
+    yield "at an odd address", at_odd_address(x)
+    yield "read-only", frozen(x)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import at_odd_address, frozen
 
 import xpnn
 from xpnn import Column, Index
@@ -25,13 +26,8 @@ def laid_out(x: np.ndarray[Any, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any
     yield "rows apart", apart[:, 1:-2]
     yield "rows in reverse", x[::-1].copy()[::-1]
     yield "columns in reverse", x[:, ::-1].copy()[:, ::-1]
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    odd = raw[1:].view(x.dtype).reshape(x.shape)
-    odd[...] = x
-    yield "at an odd address", odd
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    yield "read-only", frozen
+    yield "at an odd address", at_odd_address(x)
+    yield "read-only", frozen(x)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
