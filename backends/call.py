@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -204,11 +203,9 @@ def _one_number(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...
     """
     d = call.kernel.declaration
     names = _differentiated(call, wrt)
-    size = {"R": call.frame.rows, "C": call.frame.columns}
     shape = prepare_shapes(call.kernel, call.given, call.options)[d.outputs[0]]
-    if math.prod(size.get(str(s), 2) for s in shape if s != 1) != 1 or (
-        shape[0] == "R" and call.frame.axis is not None and call.frame.lead
-    ):
+    along = call.frame.axis is not None and shape[1] != 1  # one number for each column, be there only one
+    if along or call.frame.result_shape(shape, (2, 2)) != ():
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(call.what, "the result", "more than one number", f"one number{hint}"))
     ready = call.prepared((*made_by(call), *("d" + n for n in names)))

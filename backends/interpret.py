@@ -2,7 +2,8 @@
 
 That size is the yardstick for rounding errors: a difference of two large numbers cannot be as exact as its small result
 asks for. It follows from first-order error analysis: a rounded operation adds an error of its result's size, and carries
-its arguments' errors on by its derivative. Inputs are exact.
+its arguments' errors on by its derivative. Inputs are exact. A result below the smallest normal number may come out as zero,
+which is an error of many of its own units.
 """
 
 from __future__ import annotations
@@ -37,8 +38,13 @@ _VALUES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def interpret(program: Program, inputs: Mapping[str, Array], options: Mapping[str, float]) -> dict[str, Sized]:
-    """The results of a program on canonical arrays, computed in their own dtype."""
+def interpret(
+    program: Program, inputs: Mapping[str, Array], options: Mapping[str, float], least: float = 0.0, flushed: float = 0.0
+) -> dict[str, Sized]:
+    """The results of a program on canonical arrays, computed in their own dtype.
+
+    What lies below `least`, the smallest normal number of the dtype that is judged, has the size `flushed`.
+    """
     extents = {
         s: size
         for name, node in program.inputs.items()
@@ -49,7 +55,10 @@ def interpret(program: Program, inputs: Mapping[str, Array], options: Mapping[st
     known: dict[Node, Sized] = {}
     with np.errstate(all="ignore"):
         for node in walk(program.outputs.values()):
-            known[node] = _step(node, [known[a] for a in node.args], inputs, options, extents, dtype)
+            value, size = _step(node, [known[a] for a in node.args], inputs, options, extents, dtype)
+            if value.dtype.kind == "f" and not node.is_leaf:
+                size = np.where((np.abs(value) < least) & (value != 0), np.maximum(size, flushed), size)
+            known[node] = Sized(value, size)
     return {name: known[node] for name, node in program.outputs.items()}
 
 

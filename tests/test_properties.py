@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import xpnn
+from xpnn import testing
 
 settings.register_profile(
     "xpnn",
@@ -162,3 +163,15 @@ def test_cross_entropy(made: tuple[np.ndarray, int], seed: int, reduction: str, 
         x.dtype.type,
         np.abs(dloss).max() * max(1, np.abs(x).max()),
     )
+
+
+def test_what_is_made_of_a_flushed_intermediate_is_judged_by_what_was_flushed() -> None:
+    """exp(-87.77) lies below float32's smallest normal number and may be flushed; 500 times it is 500 times as wrong."""
+    kernel = xpnn.binary_cross_entropy_with_logits
+    arrays = {n: np.full((2, 3), v, np.float32) for n, v in {"logits": 87.77, "target": 0.4, "weight": 490.0}.items()}
+    arrays |= {"pos_weight": np.ones((2, 3), np.float32), "dloss": np.float32(1.0)[...]}
+    truth = testing.truth_of(kernel, "backward", arrays, {"reduction": "sum"}, "float32")
+    found = testing._compute(kernel, "backward", arrays, {"reduction": "sum"}, "numba")
+    assert truth.excess(found)[2] <= 0
+    off = found["dpos_weight"] + 500 * 5 * np.finfo(np.float32).tiny
+    assert truth.excess(found | {"dpos_weight": off})[2] > 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -115,13 +116,17 @@ class Recorded(NamedTuple):
     options: dict[str, Any]
     frame: Frame
 
-    def results(self, program: Program) -> dict[str, Sized]:
-        """What a program (this one, or a changed one) gives for the arrays, in the caller's shapes."""
+    def results(self, program: Program, judged: str = "float64") -> dict[str, Sized]:
+        """What a program (this one, or a changed one) gives for the arrays, in the caller's shapes.
+
+        Sizes are for terms that were `judged` in a dtype.
+        """
 
         def shaped(values: Array, name: str) -> Array:
             return np.asarray(self.frame.restore(np, np.asarray(values), program.outputs[name].shape))
 
-        found = interpret(program, self.arrays, self.options)
+        digits, least, _ = _FORMATS[judged]
+        found = interpret(program, self.arrays, self.options, least, math.ldexp(least, digits))
         return {n: Sized(shaped(v.value, n), shaped(v.size, n)) for n, v in found.items()}
 
 
@@ -221,7 +226,7 @@ def truth_of(kernel: Kernel, direction: str, arrays: dict[str, Array], options: 
         recorded = record(kernel, _with(arrays, _WIDER[dtype]), options, names)
     except SubsetError:
         return Truth(exact, composed, {}, set(arrays), computed)
-    sizes = {n: v.size for n, v in recorded.results(recorded.program).items()}
+    sizes = {n: v.size for n, v in recorded.results(recorded.program, computed).items()}
     return Truth(exact, composed, sizes, recorded.program.reads(), computed)
 
 
