@@ -54,13 +54,13 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
-    wrt = tuple("d" + n for n in _float_inputs(call))
+    everything = tuple("d" + n for n in _float_inputs(call))
     roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, call.given, call.options).items()}
     made = made_by(call)
     differentiable = tuple(n for n in d.differentiable if n in made)
     cotangents: Given = {"d" + n: (roles[n], "float") for n in differentiable}
-    everything: Given = call.given | {n: (roles[n], "float") for n in roles} | cotangents
-    reads = backward_reads(kernel, everything, call.options, wrt)
+    known: Given = call.given | {n: (roles[n], "float") for n in roles} | cotangents
+    reads = backward_reads(kernel, known, call.options, everything)
     for n in reads & call.raw.keys():
         for o in outs(what, made, bound.out).values():
             if call.lib in WRITABLE and library(o) == call.lib and np.may_share_memory(memory(o), memory(call.raw[n])):
@@ -81,8 +81,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     del results  # what the pullback does not need is not kept alive by it
     call = Call(kernel, what, call.plan, {}, call.options)
 
-    def pullback(*dy: Any, out: Any = None) -> Any:
-        """The gradients for cotangents of the outputs."""
+    def pullback(*dy: Any, wrt: str | tuple[str, ...] | None = None, out: Any = None) -> Any:
+        """The gradients for cotangents of the outputs; of all inputs, or of those named."""
         label = f"{what} pullback"
         if len(dy) != len(differentiable):
             names = ", ".join(cotangents)
@@ -90,7 +90,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         if all(value is None for value in dy):  # no cotangent at all stands for 1, in the fused pass
             raise TypeError(wrong(label, ", ".join(cotangents), "None", "at least one array"))
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
-        if arguments:
+        if arguments and wrt is None:
             short = kernel._short("backward", arguments)
             gradient = None if short is None else short(*arguments, out=out)
             if gradient is not None:
@@ -115,27 +115,39 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             casts = {n: t for n, t in call.plan.casts.items() if n in kept_given}
             plan = plans[key] = Plan(call.xp, call.lib, call.dtype, given, call.frame, casts)
         back = Call(kernel, label, plan, raw, call.options)
+        if wrt is not None:
+            return _gradients(back, passed, out, wrt)
         gradients = _gradients(back, passed, out)
         if usual and all(type(a) in FAST for a in arguments):
-            remember(back, "backward", arguments, wrt, wrt)
+            remember(back, "backward", arguments, everything, everything)
         return gradients
 
     return value, pullback
 
 
-def _gradients(call: Call, names: tuple[str, ...], out: Any) -> Any:
-    """One gradient for a single input, else a tuple over the inputs named, None where there is none."""
-    floats = [n for n in names if n not in call.raw or dtype_class(call.xp, call.what, n, call.raw[n].dtype) == "float"]
+def _gradients(call: Call, names: tuple[str, ...], out: Any, wrt: str | tuple[str, ...] | None = None) -> Any:
+    """One gradient for a single input, else a tuple over the inputs named, None where there is none.
+
+    Those that `wrt` does not name, where it is given, are not computed.
+    """
+    kinds = {n: "float" if n not in call.raw else dtype_class(call.xp, call.what, n, call.raw[n].dtype) for n in names}
+    floats = tuple(n for n in names if kinds[n] == "float")
+    alone = len(call.kernel.declaration.inputs) == 1
+    if wrt is not None:
+        names = floats = _named(call.what, wrt, floats)
+        alone = isinstance(wrt, str)
+        _refuse_constants(call, names, tuple("d" + n for n in names))
     targets = outs(call.what, tuple("d" + n for n in names), out)
     results = call.run(tuple("d" + n for n in floats), targets)
     gradients = tuple(results.get("d" + n) for n in names)
-    return gradients[0] if len(call.kernel.declaration.inputs) == 1 else gradients
+    return gradients[0] if alone else gradients
 
 
 def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`k.backward(...)`."""
     needs_backward(kernel)
     d, what = kernel.declaration, f"{kernel.__name__}.backward"
+    wrt = kwargs.pop("wrt", None)
     arrays = tuple(n for n in d.backward_parameters if n not in d.options)
     positional = (*arrays, *(n for n in (*d.inputs, *d.outputs, *d.saved) if n not in arrays))
     bound = bind(kernel, what, positional, args, kwargs)
@@ -162,8 +174,8 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             raise TypeError(wrong(what, n, "an array", "None: there is no such output with these options"))
     call = collect(kernel, what, bound, roles)
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
-    gradients = _gradients(call, names, bound.out)
-    if set(kwargs) <= {"out"} and len(d.inputs) == 1:
+    gradients = _gradients(call, names, bound.out, wrt)
+    if set(kwargs) <= {"out"} and len(d.inputs) == 1 and wrt is None:
         remember(call, "backward", args, ("d" + names[0],), ("d" + names[0],))
     return gradients
 
@@ -208,11 +220,16 @@ def _one_number(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...
     if along or call.frame.result_shape(shape, (2, 2)) != ():
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(call.what, "the result", "more than one number", f"one number{hint}"))
-    ready = call.prepared((*made_by(call), *("d" + n for n in names)))
-    if without := [n for n in names if "d" + n not in ready.shapes]:
+    _refuse_constants(call, names, (*made_by(call), *("d" + n for n in names)))
+    return names
+
+
+def _refuse_constants(call: Call, names: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Raise for a name without a gradient among the results that are wanted."""
+    shapes, d = call.prepared(wanted).shapes, call.kernel.declaration
+    if without := [n for n in names if "d" + n not in shapes]:
         usual = [n for n in d.default_wrt or _float_inputs(call) if n in call.raw and n not in without]
         raise ValueError(wrong(call.what, "wrt", repr(without[0]), f"one with a gradient: {', '.join(usual)}"))
-    return names
 
 
 def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -227,6 +244,11 @@ def _differentiated(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str,
                     wrong(what, n, got, "floating numbers, to differentiate by; for the value alone, call the kernel")
                 )
         return tuple(usual)
+    return _named(what, wrt, floats)
+
+
+def _named(what: str, wrt: str | tuple[str, ...], floats: tuple[str, ...]) -> tuple[str, ...]:
+    """The inputs that `wrt` names."""
     names: Any = (wrt,) if isinstance(wrt, str) else wrt
     if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
         raise TypeError(wrong(what, "wrt", repr(wrt), "the name of an input, or a tuple of names"))

@@ -109,7 +109,7 @@ class Kernel:
         pullback
             A function of one cotangent for each differentiable output returned, None for zero; those that are not, such
             as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, None
-            for integer ones. Takes `out=`. It holds what backward reads, not copies: change no input and no result
+            for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for are not computed. It holds what backward reads, not copies: change no input and no result
             before it was called.
 
         Raises
@@ -235,7 +235,8 @@ class Backward:
         needed = [a.name for a in arrays if a.name in d.cotangents()][:1]  # others may be left out, for zero
         needed = needed if arrays[0].name in needed else []
         arrays = [a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in needed else None) for a in arrays]
-        return inspect.Signature([*arrays, *extra, *options, *axis, p("out", p.KEYWORD_ONLY, default=None)])
+        last = [p(n, p.KEYWORD_ONLY, default=None) for n in ("wrt", "out")]
+        return inspect.Signature([*arrays, *extra, *options, *axis, *last])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kernel = self._kernel

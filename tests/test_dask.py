@@ -56,7 +56,11 @@ def test_every_kernel(
 
     def interpreted(pickled: bytes) -> Any:
         program, _, _ = backend.pickle.loads(pickled)
-        return program, lambda xp, arrays, numbers, out: {n: v.value for n, v in interpret(program, arrays, numbers).items()}
+
+        def run(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
+            return {n: v.value for n, v in interpret(program, arrays, numbers).items()}
+
+        return program, run, {}
 
     monkeypatch.setattr(backend, "_compiled", interpreted)
     arrays = case.arrays((7, 6))
@@ -190,9 +194,28 @@ def test_more_axes_and_empty_blocks(close: Callable[..., None]) -> None:
     assert xpnn.softmax(lazy(X)[:0]).compute().shape == (0, 6)
 
 
-def test_bad_input() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_target_out_of_range(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN loss and zero gradient for that row, the others as without it; an error where XPNN_CHECK=1 asks to look."""
+    x, target = X.astype(dtype), np.where(np.arange(10) == 5, 6, TARGET)
+    losses, pullback = xpnn.cross_entropy.vjp(lazy(x), lazy(target), reduction="none")
+    want, right = xpnn.cross_entropy.vjp(x, TARGET, reduction="none")
+    dloss = np.arange(1.0, 11.0, dtype=losses.dtype)
+    found = pullback(lazy(dloss))[0].compute()
+    assert (found.dtype, losses.dtype) == (dtype, want.dtype)
+    assert np.isnan(losses.compute()[5])
+    others = np.arange(10) != 5
+    np.testing.assert_allclose(losses.compute()[others], want[others], rtol=1e-6)
+    np.testing.assert_allclose(found, right(dloss)[0] * others[:, None], rtol=2e-3 if dtype == "float16" else 1e-6, atol=1e-7)
+    loss, dx = xpnn.cross_entropy.value_and_grad(lazy(x), lazy(target))
+    assert np.isnan(loss.compute())
+    assert not dx.compute()[5].any()
+    monkeypatch.setenv("XPNN_CHECK", "1")
     with pytest.raises(IndexError, match=r"cross_entropy: target: got 6 in row 1, expected 0 <= target < 6, of one block"):
-        xpnn.cross_entropy(lazy(X), lazy(np.where(np.arange(10) == 5, 6, TARGET))).compute()
+        xpnn.cross_entropy(lazy(x), lazy(target)).compute()
+
+
+def test_bad_input() -> None:
     unknown = lazy(X)[lazy(X)[:, 0] > 0]
     with pytest.raises(ValueError, match=r"softmax: x: got shape \(nan, 6\), expected a known one"):
         xpnn.softmax(unknown)
@@ -236,7 +259,7 @@ def own() -> Iterator[Any]:
     registry.update(before)
 
 
-def test_processes(client: Any, own: Any, close: Callable[..., None]) -> None:
+def test_processes(client: Any, own: Any, close: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks go to worker processes, which compile for themselves, one's own kernels too; errors come back."""
     x, target = RNG.normal(size=(40, 6)).astype("float32"), RNG.integers(0, 6, 40)
     loss, dlogits = client.gather(client.compute(xpnn.cross_entropy.value_and_grad(lazy(x), lazy(target))))
@@ -244,5 +267,6 @@ def test_processes(client: Any, own: Any, close: Callable[..., None]) -> None:
     close(loss, want[0])
     close(dlogits, want[1])
     close(client.compute(own(lazy(x), rate=0.25)).result(), own(x, rate=0.25))
+    monkeypatch.setenv("XPNN_CHECK", "1")  # in this process, not in theirs
     with pytest.raises(IndexError, match="target: got 9 in row 0"):
         client.compute(xpnn.cross_entropy(lazy(x), lazy(target * 0 + 9))).result()

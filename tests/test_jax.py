@@ -214,3 +214,12 @@ def test_looking(jax: Any) -> None:
     text = pydoc.plain(pydoc.render_doc(xpnn.jax))
     assert "log_softmax(x, *, axis=-1)" in text
     assert "The logistic function" in text
+
+
+def test_a_traced_target_has_no_values_to_check(jax: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XPNN_CHECK=1 looks at arrays that have values, and leaves those under jit alone."""
+    monkeypatch.setenv("XPNN_CHECK", "1")
+    x, target = jax.numpy.zeros((2, 3)), jax.numpy.array([0, 7])
+    with pytest.raises(IndexError, match=r"target\[1\]: got 7"):
+        xpnn.jax.cross_entropy(x, target)
+    assert np.isnan(jax.jit(xpnn.jax.cross_entropy)(x, target))

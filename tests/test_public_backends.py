@@ -217,7 +217,7 @@ def test_signature() -> None:
     }  # fmt: skip
     assert {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY} == want
     assert [*known][:2] == ["logits", "target"]
-    assert [*inspect.signature(xpnn.softmax.backward).parameters] == ["dy", "y", "x", "axis", "out"]
+    assert [*inspect.signature(xpnn.softmax.backward).parameters] == ["dy", "y", "x", "axis", "wrt", "out"]
 
 
 def test_signature_binds_what_the_call_takes(case: Any) -> None:

@@ -457,14 +457,15 @@ OPERATORS = [(n, s) for n in CALLS for s in ("", "_backward", *(("_value_and_gra
 def test_opcheck(name, suffix):
     op, function = ops[name], getattr(torch.ops.xpnn, f"{name}{suffix}").default
     args = sample(op)
+    wrt = ",".join(n for n in op.variables if args[op.inputs.index(n)] is not None and n != "target")
     if suffix == "_value_and_grad":
-        args = (*args, ",".join(n for n in op.variables if args[op.inputs.index(n)] is not None and n != "target"))
+        args = (*args, wrt)
     if suffix == "_backward":
         args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
         y = getattr(torch.ops.xpnn, name)(*args)
         count = len(op.inputs)
         read = [a if n in op.reads else None for n, a in zip(op.inputs, args, strict=False)]
-        args = (torch.randn_like(y), y if op.reads_output else None, *read, *args[count:])
+        args = (torch.randn_like(y), y if op.reads_output else None, *read, *args[count:], wrt)
     assert {*torch.library.opcheck(function, args).values()} == {"SUCCESS"}
 
 

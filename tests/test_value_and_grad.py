@@ -90,3 +90,32 @@ def test_other_arguments_after_a_short_way() -> None:
     assert xpnn.softmax(x[0]).ndim == 1
     assert xpnn.softmax(x.astype("float64")).dtype == np.float64
     assert np.shape(xpnn.softmax([1.0, 2.0])) == (2,)
+
+
+def test_gradients_not_asked_for_are_not_computed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wrt` of a pullback and of backward: one array for a name, a tuple for names, and no more work than that."""
+    rng = np.random.default_rng(1)
+    x, weight, bias = rng.random((5, 3)), rng.random((4, 3)), rng.random(4)
+    y, pullback = xpnn.linear.vjp(x, weight, bias)
+    dy = rng.random(y.shape)
+    dx, dweight, dbias = pullback(dy)
+    products: list[Any] = []
+    multiply = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda *a, **k: (products.append(a), multiply(*a, **k))[1])
+    np.testing.assert_allclose(pullback(dy, wrt="bias"), dbias)
+    assert not products or backend == "numpy"  # a composed formula is computed as a whole
+    alone, over = pullback(dy, wrt=("bias", "weight"), out=(None, out := np.empty_like(weight)))
+    assert over is out
+    np.testing.assert_allclose(alone, dbias)
+    np.testing.assert_allclose(over, dweight)
+    (found,) = xpnn.linear.backward(dy, x, weight, bias, wrt=("x",))
+    np.testing.assert_allclose(found, dx)
+    (found,) = xpnn.tanh.backward(dy, y=y, wrt=("x",))
+    assert np.array_equal(found, xpnn.tanh.backward(dy, y=y, wrt="x"))
+    for wrt, error in ((3, TypeError), ("y", ValueError), (("x", "x"), ValueError)):
+        with pytest.raises(error, match="linear pullback: wrt: got"):
+            pullback(dy, wrt=wrt)
+    losses, pull = xpnn.cross_entropy.vjp(x, np.zeros(5, int), weight=np.ones(3), reduction="none")
+    for name in ("target", "weight"):
+        with pytest.raises(ValueError, match=f"cross_entropy pullback: wrt: got {name!r}, expected"):
+            pull(losses, wrt=name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import os
 import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 
 from xpnn.backends.arrays import numpy_dtype
 from xpnn.backends.composed import Composed
+from xpnn.backends.interpret import interpret
 from xpnn.backends.numba import DTYPES, compile_program
 from xpnn.backends.program import Node, Program, stages, substitute, walk
 from xpnn.backends.steps import executable
@@ -144,8 +146,7 @@ class Pass:
         options |= {e: whole.options[e] for e in index.values() if e in whole.options}
         self.program = Program(whole.name, inputs, options, outputs, index)
         self.summed, self.any_columns = summed, any_columns
-        single = {n: "float32" if n in wide and dtype in HALF else dtype for n in outputs}
-        self.dtypes = {n: numpy_dtype(single[n] if node.dtype == "float" else "int64") for n, node in outputs.items()}
+        self.dtypes = _dtypes(self.program, dtype, wide)
         self.block = Block(pickle.dumps((self.program, dtype, sorted(wide & {*inputs, *outputs}))))
 
     def __call__(self, arrays: Mapping[str, Any], sizes: Mapping[Any, int], numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +162,8 @@ class Pass:
         alone = {axis: 1 for axis in (0, 1) if not any(axis in at for at in pairs[1::2])}
         given = {n: numbers[n] for n in self.program.options}
         what = {"dtype": object, "meta": np.empty((0, 0), object), "token": self.program.name}
-        tasks = da.blockwise(self.block, (0, 1), *pairs, numbers=given, new_axes=alone, **what)
+        check = os.environ.get("XPNN_CHECK") == "1"
+        tasks = da.blockwise(self.block, (0, 1), *pairs, numbers=given, check=check, new_axes=alone, **what)
         results = {}
         for k, (name, node) in enumerate(self.program.outputs.items()):
             rows, columns = tasks.chunks
@@ -182,17 +184,24 @@ class Pass:
 
 @dataclass(frozen=True)
 class Block:
-    """What a task calls: a pickled program, compiled once in each process."""
+    """What a task calls: a pickled program, compiled once in each process.
+
+    Where a column number is out of range the loop stops before it begins; the block is then gone through node by node, which
+    makes the row's loss NaN and its gradient zero.
+    """
 
     pickled: bytes
 
-    def __call__(self, *blocks: Any, numbers: Mapping[str, Any]) -> tuple[Any, ...]:
-        program, run = _compiled(self.pickled)
+    def __call__(self, *blocks: Any, numbers: Mapping[str, Any], check: bool) -> tuple[Any, ...]:
+        program, run, dtypes = _compiled(self.pickled)
         arrays = dict(zip(program.inputs, map(_block, blocks), strict=True))
         try:
             results = run(np, arrays, numbers, {})
         except OutOfRange as error:
-            raise IndexError(f"{program.name}: {error}, of one block") from None
+            if check:
+                raise IndexError(f"{program.name}: {error}, of one block") from None
+            wide = {n: a.astype(np.float32) if a.dtype.name in HALF else a for n, a in arrays.items()}
+            results = {n: v.value.astype(dtypes[n]) for n, v in interpret(program, wide, numbers).items()}
         return tuple(results[n] for n in program.outputs)
 
 
@@ -203,7 +212,13 @@ def _block(nested: Any) -> Any:
     return nested
 
 
+def _dtypes(program: Program, dtype: str, wide: Collection[str]) -> dict[str, Any]:
+    """The dtypes of a program's results."""
+    single = {n: "float32" if n in wide and dtype in HALF else dtype for n in program.outputs}
+    return {n: numpy_dtype(single[n] if node.dtype == "float" else "int64") for n, node in program.outputs.items()}
+
+
 @functools.lru_cache(256)
-def _compiled(pickled: bytes) -> tuple[Program, Executable]:
+def _compiled(pickled: bytes) -> tuple[Program, Executable, dict[str, Any]]:
     program, dtype, wide = pickle.loads(pickled)
-    return program, compile_program(program, dtype, wide)
+    return program, compile_program(program, dtype, wide), _dtypes(program, dtype, wide)

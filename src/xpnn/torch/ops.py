@@ -182,16 +182,17 @@ class Op:
         loss, gradients = self.kernel.value_and_grad(*args, wrt=wanted, **kwargs)
         return tensor(loss), tuple(map(tensor, gradients))
 
-    def gradients(self, dy: torch.Tensor, known: dict[str, torch.Tensor], options: tuple[Any, ...]) -> dict[str, torch.Tensor]:
-        """Gradients by input, from a cotangent and what the backward reads."""
+    def gradients(
+        self, dy: torch.Tensor, known: dict[str, torch.Tensor], options: tuple[Any, ...], wanted: tuple[str, ...]
+    ) -> dict[str, torch.Tensor]:
+        """The gradients wanted, by input, from a cotangent and what the backward reads."""
         changed = self.changed(options)
         with place(dy):
             arrays = {n: array(t) for n, t in known.items()}
             if self.alone:  # positional: there is a shorter way
                 return {self.inputs[0]: tensor(self.kernel.backward(array(dy), *arrays.values(), **changed))}
-            found = self.kernel.backward(array(dy), **arrays, **changed)
-            names = [n for n, i in self.kernel.declaration.inputs.items() if n in known or not i.optional]
-            return {n: tensor(g) for n, g in zip(names, found, strict=True) if g is not None}
+            found = self.kernel.backward(array(dy), **arrays, **changed, wrt=wanted)
+            return {n: tensor(g) for n, g in zip(wanted, found, strict=True)}
 
 
 # --- eager ---
@@ -229,7 +230,7 @@ class _Simple(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         op, options, wanted, names = ctx.made
-        found = op.gradients(dy, dict(zip(names, ctx.saved_tensors, strict=True)), options)
+        found = op.gradients(dy, dict(zip(names, ctx.saved_tensors, strict=True)), options, wanted)
         return _placed(op, wanted, _last(op, [found[n] for n in wanted]))
 
 
@@ -311,19 +312,22 @@ def _register(op: Op) -> None:
 
     def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         known = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        found = getattr(torch.ops.xpnn, f"{op.name}_backward")(dy, *map(known.get, (op.output, *op.inputs)), *ctx.options)
-        by_name = dict(zip(op.variables, found if count > 1 else (found,), strict=True))
         needs = dict(zip(op.inputs, ctx.needs_input_grad, strict=False))
+        wanted = ",".join(i for i in op.variables if needs[i])
+        made = getattr(torch.ops.xpnn, f"{op.name}_backward")
+        found = made(dy, *map(known.get, (op.output, *op.inputs)), *ctx.options, wanted)
+        by_name = dict(zip(op.variables, found if count > 1 else (found,), strict=True))
         return *(by_name[i] if needs[i] else None for i in op.inputs), *(None for _ in names)
 
     def backward(dy: torch.Tensor, *values: Any) -> Any:
         given = zip((op.output, *op.inputs), values, strict=False)
         known = {i: t for i, t in given if t is not None}
-        made = filled(dy, op.gradients(dy, known, values[n + 1 :]))
+        made = filled(dy, op.gradients(dy, known, values[n + 1 : -1], tuple(values[-1].split(","))))
         return made if count > 1 else made[0]
 
     def fake_backward(dy: torch.Tensor, *values: Any) -> Any:
-        by_name = {i: t for i, t in zip(op.inputs, values[1:], strict=False) if t is not None and t.dtype in FLOATS}
+        wanted = values[-1].split(",")
+        by_name = {i: t for i, t in zip(op.inputs, values[1:], strict=False) if i in wanted and t is not None}
         made = shaped(dy, {op.inputs[0]: dy} if op.alone else by_name)
         return made if count > 1 else made[0]
 
@@ -366,7 +370,7 @@ def _register(op: Op) -> None:
     define("", forward, f"({arrays}{options}) -> Tensor", fake).register_autograd(differentiate, setup_context=keep)
     optional = "".join(f", Tensor? {i}" for i in (op.output, *op.inputs))
     returned = f"({gradients})" if count > 1 else gradients
-    define("_backward", backward, f"(Tensor cotangent{optional}{options}) -> {returned}", fake_backward)
+    define("_backward", backward, f"(Tensor cotangent{optional}{options}, str wrt) -> {returned}", fake_backward)
     if op.is_loss:
         schema = f"({arrays}{options}, str wrt) -> (Tensor, {gradients})"
         both = define("_value_and_grad", value_and_grad, schema, fake_both)
