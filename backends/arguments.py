@@ -288,7 +288,7 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     if all(type(a) is np.ndarray for a in raw.values()):
         arrays = tuple((n, a.dtype, a.shape) for n, a in raw.items())
         chosen = tuple((type(v), v) for v in options.values())
-        key = what, arrays, tuple(roles.items()), chosen, bound.axis, bound.axis_given
+        key = what, arrays, tuple(roles.items()), chosen, bound.axis, bound.axis_given, bound.span
     plan = kernel._plans.get(key)
     if plan is None:
         plan, raw = _planned(kernel, what, bound, roles)
@@ -356,10 +356,10 @@ def _planned(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
-    axis = bound.axis if far != "row" or matrices or kernel.has_axis else None
+    axis = bound.axis if far != "row" or matrices or kernel.has_axis or d.span is not None else None
     if lib == "dask" and far != "row":  # flat, blocks would have to be put together anew
         axis, far = -1, "row"
-    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices)
+    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices, d.span, bound.span)
     given: Given = {n: (kinds[n], "int" if kinds[n] is Index else "float") for n in raw}
     own = {n: wide_dtype(xp, dtype) if n in wide else dtype for n in raw if kinds[n] is not Index}
     casts = {n: t for n, t in own.items() if raw[n].dtype != t}

@@ -140,7 +140,7 @@ class Frame:
     """How the caller's shapes map to rows and columns.
 
     `shape` is the shape of Full arrays; `axis` the one that becomes columns, or None for kernels that have no axis.
-    `reach` says how far a kernel looks (`prepare.reach`).
+    `reach` says how far a kernel looks (`prepare.reach`). Of the last axes several may become columns: `span` of them.
     """
 
     shape: tuple[int, ...]
@@ -148,18 +148,19 @@ class Frame:
     rows: int
     columns: int
     reach: str = "row"
+    span: int = 1
 
     @property
     def lead(self) -> tuple[int, ...]:
         """The shape of a row's values: Full without its axis."""
         if self.axis is None:
             return self.shape[:1]
-        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+        return self.shape[: self.axis] + self.shape[self.axis + self.span :]
 
     @property
     def has_planes(self) -> bool:
         """Whether a row's values lie apart from one another, and those of adjacent rows side by side."""
-        return self.axis is not None and self.axis < len(self.shape) - 1
+        return self.axis is not None and self.axis < len(self.shape) - self.span
 
     def canonical(self, xp: Any, array: Any, kind: type[Kind], planes: bool = False) -> Any:
         """An array as (R, C), (R, 1), (1, C) or (1, 1); as `planes` a Full one as (planes, rows of each, C)."""
@@ -185,7 +186,7 @@ class Frame:
         if kind in (Row, Index):
             return self.rows, 1
         if kind is Column:
-            return 1, shape[0]
+            return 1, math.prod(shape)
         return (1, 1) if kind is Scalar else shape  # type: ignore[return-value]
 
     def result_shape(self, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
@@ -230,9 +231,12 @@ def frame(
     axis: int | None,
     reach: str,
     given: bool,
+    span_name: str | None = None,
+    span: tuple[int, ...] | None = None,
 ) -> Frame:
     """Work out rows and columns from the arguments' shapes.
 
+    `span` is the shape that the caller gave, under that name, for the last axes to become columns.
     Where a kernel of no axis tells rows from columns all the same, as a mean over a batch does, a row is what has one
     place along the first axis.
 
@@ -258,6 +262,11 @@ def frame(
         raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
     elif axis is None:
         result = Frame(shape, None, math.prod(shape[:1]), math.prod(shape[1:]))
+    elif span is not None:
+        at = len(shape) - len(span)
+        if at < 0 or shape[at:] != span:
+            raise ValueError(wrong(kernel, str(span_name), span, f"the end of {full[0]}'s shape {shape}"))
+        result = Frame(shape, at, math.prod(shape[:at]), math.prod(span), span=len(span))
     elif not -len(shape) <= axis < max(len(shape), 1) and (shape or axis != -1):
         fits = f"-{len(shape)} <= axis < {len(shape)} for shape {shape}" if shape else "-1 or 0 for a 0-d array"
         raise ValueError(wrong(kernel, "axis", axis, fits))
@@ -292,7 +301,9 @@ def frame(
             raise ValueError(
                 wrong(kernel, name, f"shape {have}", f"{(*result.lead, '*')}, as many rows as {full[0]}'s {shape}")
             )
-        elif kind is Column and len(have) != 1:
+        elif kind is Column and span is not None and have != span:
+            raise ValueError(wrong(kernel, name, f"shape {have}", f"{span_name}'s {span}"))
+        elif kind is Column and span is None and len(have) != 1:
             raise ValueError(wrong(kernel, name, f"shape {have}", "one dimension"))
         elif kind is Matrix and len(have) != 2:
             raise ValueError(wrong(kernel, name, f"shape {have}", "two dimensions"))

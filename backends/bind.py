@@ -17,13 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Bound:
-    """A call's arguments by role. `arrays` are as the caller passed them, None left out."""
+    """A call's arguments by role. `arrays` are as the caller passed them, None left out.
+
+    `span` is the shape of the last axes, where the caller says that a row is made of these.
+    """
 
     arrays: dict[str, Any]
     options: dict[str, Any]
     axis: int
     axis_given: bool
+    span: tuple[int, ...] | None
     out: Any
+
+
+def by_position(kernel: Kernel) -> tuple[str, ...]:
+    """What a call takes by position: the inputs; after the first what gives rows their shape; or after an only one the axis."""
+    first, *others = kernel.declaration.inputs
+    if kernel.declaration.span is not None:
+        return first, kernel.declaration.span, *others
+    return (first, "axis") if kernel.has_axis and not others else (first, *others)
 
 
 def bind(kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
@@ -31,28 +43,40 @@ def bind(kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any
     d = kernel.declaration
     if len(args) > len(positional):
         raise TypeError(f"{what}: takes {len(positional)} positional arguments ({', '.join(positional)}), got {len(args)}")
-    values = dict(zip(positional, args, strict=False))
-    arrays_known = {*positional, *d.inputs}
-    options = dict(d.options)
-    bound = Bound({}, options, -1, False, None)
-    for name, value in kwargs.items():
-        if name in values:
-            raise TypeError(f"{what}: {name} was given twice")
+    given = dict(zip(positional, args, strict=False))
+    for name in kwargs.keys() & given.keys():
+        raise TypeError(f"{what}: {name} was given twice")
+    arrays_known = ({*positional} | {*d.inputs}) - {"axis", d.span}
+    bound = Bound({}, dict(d.options), -1, False, None, None)
+    for name, value in (given | kwargs).items():
         if name == "out":
             bound.out = value
         elif name == "axis" and kernel.has_axis:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(wrong(what, "axis", repr(value), "an integer"))
             bound.axis, bound.axis_given = int(value), True
+        elif name == d.span:
+            bound.span = _span(what, name, value)
         elif name in d.options:
-            options[name] = option_value(what, name, value, d.options[name])
+            bound.options[name] = option_value(what, name, value, d.options[name])
         elif name in arrays_known:
-            values[name] = value
+            if value is not None:
+                bound.arrays[name] = value
         else:
-            known = [*arrays_known, *d.options, *(["axis"] if kernel.has_axis else []), "out"]
-            raise TypeError(f"{what}: got an unexpected argument {name!r}, expected one of {', '.join(sorted(known))}")
-    bound.arrays = {n: v for n, v in values.items() if v is not None}
+            special = ["axis"] if kernel.has_axis else [d.span] if d.span is not None else []
+            known = ", ".join(sorted([*arrays_known, *d.options, *special, "out"]))
+            raise TypeError(f"{what}: got an unexpected argument {name!r}, expected one of {known}")
     return bound
+
+
+def _span(what: str, name: str, value: Any) -> tuple[int, ...] | None:
+    """The shape of a row's axes: a tuple, or one number for the last; None is any last axis."""
+    if value is None:
+        return None
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if not sizes or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in sizes):
+        raise TypeError(wrong(what, name, repr(value), "an integer, or a tuple of at least one"))
+    return tuple(int(n) for n in sizes)
 
 
 def option_value(what: str, name: str, value: Any, default: Any) -> Any:

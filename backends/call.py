@@ -9,7 +9,7 @@ import numpy as np
 
 from xpnn.backends.arguments import Call, Forgotten, Plan, collect
 from xpnn.backends.arrays import FAST, WRITABLE, accept, dtype_class, dtype_name, library, memory, wide_dtype, wrong
-from xpnn.backends.bind import bind, needs_backward, outs, require, single
+from xpnn.backends.bind import bind, by_position, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
 from xpnn.backends.prepare import Given, backward_reads, default_given, kind_of, prepare_shapes
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`k(...)`."""
     d, what = kernel.declaration, kernel.__name__
-    bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
+    bound = bind(kernel, what, by_position(kernel), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
     made = made_by(call)
@@ -51,7 +51,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     """`k.vjp(...)`."""
     needs_backward(kernel)
     d, what = kernel.declaration, kernel.__name__
-    bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
+    bound = bind(kernel, what, by_position(kernel), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
     everything = tuple("d" + n for n in _float_inputs(call))
@@ -186,7 +186,7 @@ def value_and_grad(
     """`k.value_and_grad(...)`."""
     needs_backward(kernel)
     d, what = kernel.declaration, f"{kernel.__name__}.value_and_grad"
-    bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
+    bound = bind(kernel, what, by_position(kernel), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
     cacheable = wrt is None or isinstance(wrt, str)
@@ -263,7 +263,7 @@ def _named(what: str, wrt: str | tuple[str, ...], floats: tuple[str, ...]) -> tu
 def explain(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """`k.explain(...)`."""
     d, what = kernel.declaration, kernel.__name__
-    bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
+    bound = bind(kernel, what, by_position(kernel), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
     ready = call.prepared(made_by(call))

@@ -59,6 +59,7 @@ class Declaration:
     variants: tuple[dict[str, Any], ...]
     check: Check | None = None
     driver: Driver | None = None
+    span: str | None = None
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -99,6 +100,7 @@ def parse(
     variants: tuple[dict[str, Any], ...],
     check: Check | None,
     driver: Driver | None,
+    span: str | None,
 ) -> Declaration:
     """Read a forward formula's signature.
 
@@ -138,11 +140,12 @@ def parse(
             if key not in known:
                 kind = "option" if known is options else "input"
                 raise TypeError(f"kernel {name}: {what} names {key!r}, which is not an {kind}")
-    names = [*inputs, *options, *outputs, *saved]
+    names = [*inputs, *options, *outputs, *saved, *([] if span is None else [span])]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:
         raise TypeError(f"kernel {name}: the names {sorted(twice)} stand for two things")
-    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check, driver)
+    known_off, domains = dict(off), dict(domain)
+    return Declaration(name, formula, inputs, options, outputs, saved, known_off, wrt, domains, variants, check, driver, span)
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn.backends.program import Node, Program, walk
+from xpnn.backends.program import Node, Program, limit, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +74,7 @@ def _step(
         leaves: dict[str, Callable[[], Any]] = {
             "input": lambda: inputs[node.value],
             "option": lambda: np.asarray(options[node.value], dtype if node.dtype == "float" else np.int64),
-            "constant": lambda: np.asarray(node.value, dtype if node.dtype == "float" else None),
+            "constant": lambda: np.asarray(limit(node.value, dtype), dtype if node.dtype == "float" else None),
             "extent": lambda: np.asarray(extents[node.value]),
             "columns": lambda: np.arange(extents[node.value])[None, :],
         }

@@ -66,7 +66,7 @@ class Kernel:
     def has_axis(self) -> bool:
         """Whether the kernel works along rows, and so takes `axis`.
 
-        Element-wise kernels do not, nor do those that only add up everything.
+        Element-wise kernels do not, nor do those that only add up everything, nor those whose rows are the last axes.
         """
         return prepare.has_axis(self)
 
@@ -76,8 +76,12 @@ class Kernel:
         p = inspect.Parameter
         formula = inspect.signature(d.forward).parameters
         parameters = [formula[n].replace(annotation=p.empty) for n in [*d.inputs, *d.options]]
-        if self.has_axis:
+        if self.has_axis and len(d.inputs) == 1:
+            parameters.insert(1, p("axis", p.POSITIONAL_OR_KEYWORD, default=-1))
+        elif self.has_axis:
             parameters.append(p("axis", p.KEYWORD_ONLY, default=-1))
+        elif d.span is not None:
+            parameters.insert(1, p(d.span, p.POSITIONAL_OR_KEYWORD, default=None))
         parameters.append(p("out", p.KEYWORD_ONLY, default=None))
         return inspect.Signature(parameters)
 
@@ -109,8 +113,8 @@ class Kernel:
         pullback
             A function of one cotangent for each differentiable output returned, None for zero; those that are not, such
             as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, None
-            for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for are not computed. It holds what backward reads, not copies: change no input and no result
-            before it was called.
+            for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for are not computed. It
+            holds what backward reads, not copies: change no input and no result before it was called.
 
         Raises
         ------
@@ -232,6 +236,7 @@ class Backward:
         extra = [p(n, p.KEYWORD_ONLY, default=None) for n in d.inputs if n not in d.backward_parameters]
         options = [p(n, p.KEYWORD_ONLY, default=v) for n, v in d.options.items()]
         axis = [p("axis", p.KEYWORD_ONLY, default=-1)] if self._kernel.has_axis else []
+        axis += [p(d.span, p.KEYWORD_ONLY, default=None)] if d.span is not None else []
         needed = [a.name for a in arrays if a.name in d.cotangents()][:1]  # others may be left out, for zero
         needed = needed if arrays[0].name in needed else []
         arrays = [a.replace(kind=p.POSITIONAL_OR_KEYWORD, default=p.empty if a.name in needed else None) for a in arrays]
@@ -265,6 +270,7 @@ def kernel(
     variants: tuple[dict[str, Any], ...] = ...,
     check: Check | None = ...,
     driver: Driver | None = ...,
+    span: str | None = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -277,6 +283,7 @@ def kernel(
     variants: tuple[dict[str, Any], ...] = ({},),
     check: Check | None = None,
     driver: Driver | None = None,
+    span: str | None = None,
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -302,6 +309,9 @@ def kernel(
         sense together; it may replace options by others that mean the same.
     driver
         How a task is run where a backend's own way will not do, such as by chunks (`xpnn.backends.chunked`).
+    span
+        A name for the argument by which the caller says what a row is made of: the shape of the last axes, which columns have
+        too. It comes after the first input; left out, a row is the last axis. Such a kernel has no `axis`.
 
     Raises
     ------
@@ -335,6 +345,7 @@ def kernel(
                 variants=variants,
                 check=check,
                 driver=driver,
+                span=span,
             )
         )
         registry[made.__name__] = made

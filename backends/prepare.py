@@ -37,7 +37,7 @@ def default_given(d: Declaration) -> Given:
 def has_axis(kernel: Kernel) -> bool:
     """Whether rows are told from columns: by the formulas as they are usually called, or by the kind of any input."""
     inputs = kernel.declaration.inputs.values()
-    if any(Matrix in i.kinds for i in inputs):
+    if kernel.declaration.span is not None or any(Matrix in i.kinds for i in inputs):
         return False
     return reach(kernel) == "row" or any(kind not in (Full, Scalar) for i in inputs for kind in i.kinds)
 

@@ -12,17 +12,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 Extent = str | Literal[1]
 Shape = tuple[Extent, Extent]
 DType = Literal["float", "int", "bool"]
 
+LIMITS = ("eps", "max", "min", "smallest_normal")  # what differs between floating-point dtypes, by its name in NumPy's finfo
 ROW_REDUCTIONS = {"row_sum", "row_max"}  # over the columns of one row
 GRID_REDUCTIONS = {"column_sum", "sum_rows"}  # over the rows: known only when every row is done
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation. `value` is a constant's value, an input's or option's name, or an extent's symbol."""
+    """One operation.
+
+    `value` is a constant's value, or its name in `LIMITS`; an input's or option's name; or an extent's symbol.
+    """
 
     op: str
     args: tuple[Node, ...]
@@ -33,6 +39,11 @@ class Node:
     @property
     def is_leaf(self) -> bool:
         return self.op in {"input", "option", "constant", "extent", "columns"}
+
+
+def limit(value: Any, dtype: Any) -> Any:
+    """A constant's value, looked up for a dtype where it is one of `LIMITS`."""
+    return float(getattr(np.finfo(dtype), value)) if isinstance(value, str) else value
 
 
 def walk(roots: Iterable[Node]) -> list[Node]:

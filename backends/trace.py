@@ -6,9 +6,10 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from xpnn.backends.program import DType, Extent, Node, Program, Shape
+from xpnn.backends.program import LIMITS, DType, Extent, Node, Program, Shape
 
 UNARY = {
     "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
@@ -327,6 +328,12 @@ class Namespace:
             return self._trace.apply(op, *operands)
 
         return call
+
+    def finfo(self, dtype: Any) -> SimpleNamespace:
+        """The limits of floating-point numbers, known when a loop is written for a dtype."""
+        if dtype is not _DTYPES["float"]:
+            _refuse(f"it calls xp.finfo with {dtype!r}")
+        return SimpleNamespace(**{n: Array(self._trace, self._trace.node("constant", (), (1, 1), "float", n)) for n in LIMITS})
 
     def where(self, condition: Any, a: Any, b: Any) -> Array:
         return self._trace.apply("where", condition, a, b)

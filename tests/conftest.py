@@ -152,6 +152,12 @@ class Case:
             if self.optional or not i.optional
         }
 
+    def given(self, arrays: dict[str, Any]) -> list[Any]:
+        """Arrays as a call takes them by position: after the first, what shape a row has may come."""
+        span = self.kernel.declaration.span
+        first, *others = arrays.values()
+        return [first, *([None] if span and others else []), *others]
+
     def cotangent(self, y: Any, seed: int = 2) -> np.ndarray:
         return np.random.default_rng(seed).normal(size=np.shape(y)).astype(np.asarray(y).dtype)
 

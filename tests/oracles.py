@@ -73,6 +73,12 @@ def binary(logits: Array, target: Array, weight: Any = 1.0, pos_weight: Any = 1.
     return reduced(-weight * (pos_weight * target * sp.log_expit(logits) + (1 - target) * sp.log_expit(-logits)), reduction)
 
 
+def layer_norm(x: Array, weight: Any = 1.0, bias: Any = 0.0, *, eps: float = 1e-5) -> Array:
+    """By the covariance of each row with itself."""
+    spread = np.array([np.cov(row, bias=True) for row in x.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], 1)
+    return weight * (x - np.average(x, axis=-1)[..., None]) * (spread + eps) ** -0.5 + bias
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "sigmoid": lambda x: sp.expit(x),
     "tanh": lambda x: -np.expm1(-2 * x) / (1 + np.exp(-2 * x)),
@@ -82,6 +88,10 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "log_softmax": lambda x: sp.log_softmax(x, axis=-1),
     "logsumexp": lambda x: sp.logsumexp(x, axis=-1),
     "linear": linear,
+    "layer_norm": layer_norm,
+    "rms_norm": lambda x, weight=1.0, eps=2.0**-52: (
+        weight * x / np.hypot(np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1]), np.sqrt(eps))
+    ),
     "cross_entropy_probs": lambda probs, target: sp.entr(target).sum(-1) + sp.rel_entr(target, probs).sum(-1),
     "cross_entropy": cross_entropy,
     "linear_cross_entropy": lambda x, linear_weight, target, linear_bias=None, weight=None, chunk_size=None, **options: (

@@ -17,9 +17,9 @@ X = RNG.normal(size=(4, 6))
 def calls(case: Any, arrays: dict[str, Any], make: Callable[[Any], Any] = lambda a: a) -> list[Any]:
     """Forward, pullback and backward; cotangents differ by element."""
     k, options = case.kernel, case.options
-    y, pullback = k.vjp(*arrays.values(), **options)
+    y, pullback = k.vjp(*case.given(arrays), **options)
     dy = make(case.cotangent(np.zeros(tuple(y.shape))))
-    results = [k(*arrays.values(), **options), y]
+    results = [k(*case.given(arrays), **options), y]
     for gradients in (pullback(dy), k.backward(dy, **arrays, **options)):
         results += gradients if isinstance(gradients, tuple) else [gradients]
     return results
@@ -61,7 +61,7 @@ def test_float32_stays(library: Any, case: Any, close: Callable[..., None], nump
     arrays = case.arrays(dtype=np.float32)
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
     got = case.kernel(*(library.array(a) for a in arrays.values()), **case.options)
-    close(library.numpy(got), numpy_reference(case.kernel, *wide.values(), **case.options), dtype=np.float32)
+    close(library.numpy(got), numpy_reference(case.kernel, *case.given(wide), **case.options), dtype=np.float32)
 
 
 def test_numpy_first(library: Any, close: Callable[..., None]) -> None:
@@ -84,7 +84,7 @@ def test_axis_elsewhere(
 ) -> None:
     last = axis_case.arrays((2, 3, 4))
     moved = {n: np.moveaxis(a, -1, axis).copy() if a.shape == (2, 3, 4) else a for n, a in last.items()}
-    want, want_pullback = numpy_reference(axis_case.kernel.vjp, *moved.values(), axis=axis, **axis_case.options)
+    want, want_pullback = numpy_reference(axis_case.kernel.vjp, *axis_case.given(moved), axis=axis, **axis_case.options)
     y, pullback = axis_case.kernel.vjp(*(library.array(a) for a in moved.values()), axis=axis, **axis_case.options)
     close(library.numpy(y), want)
     dy = axis_case.cotangent(want)
@@ -181,7 +181,7 @@ def test_every_kernel_under_jit(
     import jax
 
     arrays = case.arrays()
-    want, want_pullback = numpy_reference(case.kernel.vjp, *arrays.values(), **case.options)
+    want, want_pullback = numpy_reference(case.kernel.vjp, *case.given(arrays), **case.options)
     dy = case.cotangent(want)
 
     @jax.jit

@@ -65,18 +65,18 @@ def test_every_kernel(
     monkeypatch.setattr(backend, "_compiled", interpreted)
     arrays = case.arrays((7, 6))
     given = {n: lazy(a, 3 if k else 4, columns) for k, (n, a) in enumerate(arrays.items())}
-    want, pullback = numpy_reference(case.kernel.vjp, *arrays.values(), **case.options)
+    want, pullback = numpy_reference(case.kernel.vjp, *case.given(arrays), **case.options)
     dy = case.cotangent(want)
     expected = numpy_reference(pullback, dy)
-    y, pull = case.kernel.vjp(*given.values(), **case.options)
+    y, pull = case.kernel.vjp(*case.given(given), **case.options)
     for g, w in zip((y, *by_name(case, pull(lazy(dy, 2)))), (want, *by_name(case, expected)), strict=True):
         assert (g is None) is (w is None)
         if w is not None:
             assert type(g) is type(y)
             close(g.compute(), w)
     if np.shape(want) == () and np.ndim(want) == 0:
-        value, gradients = numpy_reference(case.kernel.value_and_grad, *arrays.values(), **case.options)
-        ours = case.kernel.value_and_grad(*given.values(), **case.options)
+        value, gradients = numpy_reference(case.kernel.value_and_grad, *case.given(arrays), **case.options)
+        ours = case.kernel.value_and_grad(*case.given(given), **case.options)
         for g, w in zip((ours[0], *by_name(case, ours[1])), (value, *by_name(case, gradients)), strict=True):
             close(g.compute(), w)
 

@@ -205,7 +205,7 @@ def test_warmup_compiles_ahead(python: Callable[..., str], tmp_path: Any) -> Non
 
 def test_signature() -> None:
     """Names and defaults are torch.nn.functional's, `dim` being `axis`."""
-    assert str(inspect.signature(xpnn.softmax)) == "(x, *, axis=-1, out=None)"
+    assert str(inspect.signature(xpnn.softmax)) == "(x, axis=-1, *, out=None)"
     assert str(inspect.signature(xpnn.relu)) == "(x, *, out=None)"
     assert str(inspect.signature(xpnn.linear)) == "(x, weight, bias=None, *, activation=None, out=None)"
     assert str(inspect.signature(xpnn.cross_entropy_probs)) == "(probs, target, *, axis=-1, out=None)"
@@ -222,7 +222,7 @@ def test_signature() -> None:
 
 def test_signature_binds_what_the_call_takes(case: Any) -> None:
     arrays = case.arrays()
-    bound = inspect.signature(case.kernel).bind(*list(arrays.values())[:2], **dict(list(arrays.items())[2:]), **case.options)
+    bound = inspect.signature(case.kernel).bind(*case.given(arrays), **case.options)
     np.testing.assert_array_equal(case.kernel(*bound.args, **bound.kwargs), case.kernel(**arrays, **case.options))
 
 
@@ -243,7 +243,7 @@ def test_identity_survives_pickling(case: Any) -> None:
 
 
 def test_repr() -> None:
-    assert repr(xpnn.softmax) == "<kernel softmax(x, *, axis=-1, out=None)>"
+    assert repr(xpnn.softmax) == "<kernel softmax(x, axis=-1, *, out=None)>"
     assert repr(xpnn.softmax.backward) == "<softmax.backward>"
     assert (xpnn.softmax.__name__, xpnn.softmax.__module__) == ("softmax", "xpnn.kernels.normalizers")
     assert inspect.unwrap(xpnn.softmax) is xpnn.softmax.forward_formula

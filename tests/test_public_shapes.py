@@ -62,10 +62,10 @@ def test_layouts(backend: str, case: Any, layout: Callable[[np.ndarray], np.ndar
     """Forward and gradients of every kernel from arrays laid out in any way."""
     arrays = {n: layout(a) if a.ndim else a for n, a in case.arrays().items()}
     plain = {n: np.array(a, a.dtype.newbyteorder("="), order="C") for n, a in arrays.items()}
-    y, pullback = case.kernel.vjp(*arrays.values(), **case.options)
-    want, want_pullback = case.kernel.vjp(*plain.values(), **case.options)
+    y, pullback = case.kernel.vjp(*case.given(arrays), **case.options)
+    want, want_pullback = case.kernel.vjp(*case.given(plain), **case.options)
     close(y, want)
-    close(case.kernel(*arrays.values(), **case.options), want)
+    close(case.kernel(*case.given(arrays), **case.options), want)
     dy = case.cotangent(want)
     got, expected = pullback(layout(dy) if dy.ndim else dy), want_pullback(np.array(layout(dy) if dy.ndim else dy, float))
     single = isinstance(expected, np.ndarray)
@@ -84,8 +84,8 @@ def test_axis(backend: str, axis_case: Any, shape: tuple[int, ...], axis: int, c
     d = axis_case.kernel.declaration
     full = {n for n, a in last.items() if a.shape == shape}
     moved = {n: np.ascontiguousarray(np.moveaxis(a, -1, axis)) if n in full else a for n, a in last.items()}
-    y, pullback = axis_case.kernel.vjp(*moved.values(), axis=axis, **axis_case.options)
-    want, want_pullback = axis_case.kernel.vjp(*last.values(), axis=-1, **axis_case.options)
+    y, pullback = axis_case.kernel.vjp(*axis_case.given(moved), axis=axis, **axis_case.options)
+    want, want_pullback = axis_case.kernel.vjp(*axis_case.given(last), axis=-1, **axis_case.options)
     back = np.moveaxis(np.asarray(y), axis, -1) if np.shape(want) == shape else y
     close(back, want)
     dy = axis_case.cotangent(want)
@@ -159,7 +159,7 @@ def test_zero_dimensions(backend: str, name: str) -> None:
 def test_zero_rows(backend: str, case: Any) -> None:
     """Nothing in, nothing out; sums over no rows are zero, and means are NaN."""
     arrays = case.arrays((0, 7))
-    y, pullback = case.kernel.vjp(*arrays.values(), **case.options)
+    y, pullback = case.kernel.vjp(*case.given(arrays), **case.options)
     dy = case.cotangent(y)
     gradients = pullback(dy)
     assert np.size(y) in (0, 1)
@@ -195,9 +195,9 @@ def test_one_row_or_column(backend: str, axis_case: Any, shape: tuple[int, ...],
     """Against the same call on a block of which this is a part."""
     arrays = axis_case.arrays(shape)
     options = axis_case.options | {"axis": -1}
-    y, pullback = axis_case.kernel.vjp(*arrays.values(), **options)
+    y, pullback = axis_case.kernel.vjp(*axis_case.given(arrays), **options)
     with xpnn.use_backend("numpy"):
-        want, want_pullback = axis_case.kernel.vjp(*arrays.values(), **options)
+        want, want_pullback = axis_case.kernel.vjp(*axis_case.given(arrays), **options)
     dy = axis_case.cotangent(want)
     close(y, want)
     single = len(axis_case.kernel.declaration.inputs) == 1

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from xpnn.backends.program import Node
+from xpnn.backends.program import Node, limit
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -93,6 +93,9 @@ class Context:
 
 
 def constant(node: Node, kind: str) -> str:
+    if isinstance(node.value, str):
+        single, double = (limit(node.value, dtype) for dtype in ("float32", "float64"))
+        return f"real(sizeof(real) == 8 ? {double!r} : {single!r})"
     if kind == "float":
         text = repr(float(node.value))
         return {"inf": "INF", "-inf": "(-INF)", "nan": "NOT_A_NUMBER"}.get(text, f"real({text})")

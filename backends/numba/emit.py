@@ -32,9 +32,9 @@ _HALVES = ("", "_float16", "_bfloat16")
 _VOCABULARY = {
     "crest": [f"crest{half}" for half in _HALVES],
     "lanes": [
-        "absolute", "columns", "divide", "exp", "expm1", "exp_nonpositive", "keep", "least", "log", "log1p", "logical_and",
-        "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh", "to_float", "to_int",
-        "total", "where",
+        "absolute", "columns", "divide", "doubled", "exp", "expm1", "exp_nonpositive", "keep", "least", "log", "log1p",
+        "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt",
+        "tanh", "to_float", "to_int", "total", "where",
     ],
     "memory": [
         "apart", "cut", "desk", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES),
@@ -44,7 +44,7 @@ _VOCABULARY = {
         *(n + half for n in ("at", "load", "put", "store") for half in _HALVES),
     ],
     "tiles": [
-        "add_up", "anywhere", "line", "nothing", "pick_line", "set_line",
+        "add_up", "anywhere", "gather", "gathered", "line", "nothing", "pick_line", "rounded", "set_line",
         *(
             n + half
             for n in ("cut_out", "load_rows", "pick", "put_back", "store_rows", "turn", "turn_back")
@@ -121,9 +121,9 @@ def emit(
 # names that emitted code uses itself; none of them ends with an underscore
 _OURS = re.compile(
     r"[bfijknCRW]|np|njit|types|real|runner|threads|call|invoke|launch|signature|first|last|blocks?|start|stop|pieces|range|"
-    r"hot|whole|rest|pending|streamed|kept_rows|pitch|tall|tiles|plane|per|many|place|left|which|half|piece|end|index|"
+    r"added|hot|whole|rest|pending|streamed|kept_rows|pitch|tall|tiles|plane|per|many|place|left|which|half|piece|end|index|"
     + "|".join(name for names in _VOCABULARY.values() for name in names)
-    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|before|finish|tiles?|given)"
+    + r"|\w*_([bij]|\d+|parts|parts_b|lanes|lanes_all|row|all|next|kept|part|before|finish|tiles?|given)"
     + r"|(stage|number|total|sums|kept|t)\d+"
 )
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from xpnn.backends.program import Extent, Node, Program
+from xpnn.backends.program import Extent, Node, Program, limit
 
 _INFIX = {
     "add": "+",
@@ -117,7 +117,7 @@ class Writer:
         return f"{base}_{k}"
 
     def constant(self, node: Node, kind: str) -> str:
-        value = node.value
+        value = limit(node.value, self.context.dtype)
         if kind == "float":
             text = {"inf": "np.inf", "-inf": "-np.inf", "nan": "np.nan"}.get(repr(float(value)), repr(float(value)))
             return f"f({text})"

@@ -357,6 +357,17 @@ def total(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
+def doubled(typingctx: Any, value: Any) -> Any:
+    """The same lanes in double precision."""
+    lanes = Lanes(types.float64, value.count)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
+        return args[0] if value == lanes else builder.fpext(args[0], ir.VectorType(ir.DoubleType(), lanes.count))
+
+    return lanes(value), lower
+
+
+@intrinsic
 def peak(typingctx: Any, value: Any) -> Any:
     """The largest lane; NaN if one is."""
 

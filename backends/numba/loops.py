@@ -10,7 +10,9 @@ from xpnn.backends.numba.stage import BLOCK, StageWriter, is_map
 from xpnn.backends.phases import DEAR
 from xpnn.backends.program import ROW_REDUCTIONS, Node
 
-CHUNK = 512  # columns that one lane accumulator adds up before it is put aside: bounds the rounding error of long rows
+# columns whose sum is added up in the lanes' own precision; the sums of such chunks are, in double. In single precision a
+# thousand equal chunks would all be rounded the same way, and be off by hundreds of ULP
+CHUNK = 128
 MEANWHILE = "meanwhile"  # stands for what is done of the row before after each chunk
 STREAMED = 3 << 23, 3 << 10  # bytes of a result, and of its rows, from which it is written around the caches
 
@@ -257,9 +259,9 @@ class LoopWriter(StageWriter):
                 lines.append(f"{lanes} = spread(f(-np.inf))")
                 after.append(f"{name} = peak({lanes})")
             else:
-                lines.append(f"{lanes}_all = spread(f(0.0))")
+                lines.append(f"{lanes}_all = doubled(spread(f(0.0)))")
                 inside.append(f"{lanes} = spread(f(0.0))")
-                after.append(f"{name} = total({lanes}_all)")
+                after.append(f"{name} = f(total({lanes}_all))")
         if not reductions and not sums:
             return ["start, stop = 0, " + columns, *self._store_loop(phase, scope, stores)]
         body = self._column_body(phase, dict(scope), stores, accumulated, sums)
@@ -268,7 +270,7 @@ class LoopWriter(StageWriter):
             lines += [f"for start in range(0, {columns}, {CHUNK}):", *(f"    {line}" for line in inside)]
             lines += [f"    for j in range(start, least({columns} - W + 1, start + {CHUNK}), W):", "        n = W"]
             lines += [f"        {line}" for line in (*ahead, *body)]
-            lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
+            lines += [f"    {lanes}_all = {lanes}_all + doubled({lanes})" for r, lanes in accumulated if r.op == "row_sum"]
             lines += [f"    {MEANWHILE}"] if self.waits and phase == self.phases.last - 1 else []
         elif maxima:
             lines += [f"for j in range({columns} - {columns} % (4 * W), {columns} - W + 1, W):", "    n = W"]
@@ -278,7 +280,7 @@ class LoopWriter(StageWriter):
         lines += [f"n = {columns} % W", "if n:", f"    j = {columns} - n"]
         lines += [f"    {line}" for line in inside]
         lines += [f"    {line}" for line in body]
-        lines += [f"    {lanes}_all = {lanes}_all + {lanes}" for r, lanes in accumulated if r.op == "row_sum"]
+        lines += [f"    {lanes}_all = {lanes}_all + doubled({lanes})" for r, lanes in accumulated if r.op == "row_sum"]
         for r, lanes in accumulated:
             scope[r] = lanes.removesuffix("_lanes")
         return lines + after

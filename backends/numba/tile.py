@@ -60,10 +60,13 @@ class TileWriter(StageWriter):
         head: list[str] = []
         if self.tiles:
             pitch = "pitch * many" if self.in_planes else "pitch"
-            tables = [f"{len(self.tiles)} * {pitch}", *([f"{2 * self.added} * W"] if self.added else [])]
+            tables = [f"{len(self.tiles)} * {pitch}", *([f"{self.added} * W"] if self.added else [])]
             head = [f"pitch = ({columns} + W - 1) // W * W", f"tiles = desk(f(0.0), {' + '.join(tables)}, W)"]
             head += [f"{tile}{'s' * self.in_planes} = row(tiles, {k} * {pitch})" for k, tile in enumerate(self.tiles.values())]
-            head += [f"added_{k}_all = row(tiles, {tables[0]} + {k} * W)" for k in range(2 * self.added)]
+            head += [f"added_{k}_part = row(tiles, {tables[0]} + {k} * W)" for k in range(self.added)]
+        if self.added:
+            head.append(f"added = desk(0.0, {self.added} * W, W)")
+            head += [f"added_{k}_all = row(added, {k} * W)" for k in range(self.added)]
         head += [f"{name}_row = row({name}, 0)" for name, n in self.inputs.items() if n.shape[0] == 1 != n.shape[1]]
         head += [f"{self.table(t)}_row = row({self.table(t)}, 0)" for t in self.tables]
         before: list[str] = []
@@ -96,7 +99,7 @@ class TileWriter(StageWriter):
             loop = ["for i in range(start, stop, W):", "    n = least(W, stop - i)"]
             loop += [f"    {line}" for line in (*turned, *steps, *back)]
         inner = [*before, f"start = {start}", f"stop = least({stop}, start + block)", *loop, *after]
-        tail = ["hold(tiles)"] if self.tiles else []
+        tail = ["hold(tiles)"] * bool(self.tiles) + ["hold(added)"] * bool(self.added)
         return [*head, "for b in range(first, last):", *(f"    {line}" for line in inner), *tail]
 
     def _tile(self) -> list[str]:
@@ -129,7 +132,7 @@ class TileWriter(StageWriter):
         added: dict[str, tuple[str, str]] = {}  # by name, where long sums are added up: a chunk of columns, and all of them
         for r, name in names.items():
             if r.op == "row_sum" and self.long:
-                added[name] = f"added_{2 * self.added}_all", f"added_{2 * self.added + 1}_all"
+                added[name] = f"added_{self.added}_part", f"added_{self.added}_all"
                 self.added += 1
         body: list[str] = []
         inner = dict(scope)
@@ -163,17 +166,17 @@ class TileWriter(StageWriter):
         Chunks of whole vectors, then the columns that are left; then the lanes in halves.
         """
         columns = self.context.extent(self.stage.shape[1])
-        lines = ["for k in range(W):", *(f"    set_line({whole}, k, spread(f(0.0)))" for _, whole in added.values())]
+        lines = ["for k in range(W * W):", *(f"    {whole}[k] = 0.0" for _, whole in added.values())]
         lines += [f"whole, piece = {columns} - {columns} % W, 0", f"while piece < {columns}:"]
         lines += [f"    end = least(whole, piece + {CHUNK}) if piece < whole else {columns}", "    for k in range(W):"]
         lines += [f"        set_line({part}, k, spread(f(0.0)))" for part, _ in added.values()]
         lines += ["    for j in range(piece, end):", *(f"        {line}" for line in body), "    for k in range(W):"]
-        lines += [f"        set_line({whole}, k, line({whole}, k) + line({part}, k))" for part, whole in added.values()]
+        lines += [f"        gather({whole}, k, line({part}, k))" for part, whole in added.values()]
         lines += ["    piece = end"]
         lines += ["half = W // 2", "while half:", "    for k in range(half):"]
-        lines += [f"        set_line({whole}, k, line({whole}, k) + line({whole}, k + half))" for _, whole in added.values()]
+        lines += [f"        gather({whole}, k, gathered({whole}, k + half, f(0.0)))" for _, whole in added.values()]
         lines += ["    half //= 2"]
-        return lines + [f"{name} = line({whole}, 0)" for name, (_, whole) in added.items()]
+        return lines + [f"{name} = rounded(gathered({whole}, 0, f(0.0)), f(0.0))" for name, (_, whole) in added.items()]
 
     def _lanes(self, n: Node, phase: int, scope: dict[Node, str], lines: list[str]) -> str:
         """The values of column `j`: lanes where rows differ, else a number."""

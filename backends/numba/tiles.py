@@ -182,6 +182,44 @@ def set_line(typingctx: Any, tile: Any, j: Any, value: Any) -> Any:
     return types.void(tile, types.intp, value), lower
 
 
+@intrinsic
+def gather(typingctx: Any, table: Any, k: Any, value: Any) -> Any:
+    """Add lanes to line `k` of a table in double precision."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        place = _line(builder, data, args[1], value.count)
+        wide = args[2] if value.element == types.float64 else builder.fpext(args[2], place.type.pointee)
+        builder.store(builder.fadd(builder.load(place, align=64), wide), place, align=64)
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, value), lower
+
+
+@intrinsic
+def gathered(typingctx: Any, table: Any, k: Any, zero: Any) -> Any:
+    """Line `k` of such a table; its lanes are as many as make one of `zero`'s dtype."""
+    lanes = Lanes(types.float64, width(zero))
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(_line(builder, data, args[1], lanes.count), align=64)
+
+    return lanes(table, types.intp, zero), lower
+
+
+@intrinsic
+def rounded(typingctx: Any, value: Any, zero: Any) -> Any:
+    """Lanes in double precision, rounded to `zero`'s dtype."""
+    lanes = Lanes(zero, value.count)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(context.get_value_type(zero), value.count)
+        return args[0] if value == lanes else builder.fptrunc(args[0], kind)
+
+    return lanes(value, zero), lower
+
+
 # --- one value a row ---------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from xpnn.kernels import (
     cross_entropy_probs,
     huber_loss,
     kl_div,
+    layer_norm,
     linear,
     linear_cross_entropy,
     log,
@@ -25,6 +26,7 @@ from xpnn.kernels import (
     mse_loss,
     nll_loss,
     relu,
+    rms_norm,
     sigmoid,
     smooth_l1_loss,
     softmax,
@@ -37,8 +39,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError",
-    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "kernel", "kl_div", "linear",
-    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "set_backend", "sigmoid",
-    "smooth_l1_loss", "softmax",
-    "softmax_cross_entropy", "softmax_jacobian", "tanh", "testing", "use_backend",
+    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "kernel", "kl_div",
+    "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu",
+    "rms_norm", "set_backend", "sigmoid", "smooth_l1_loss", "softmax", "softmax_cross_entropy", "softmax_jacobian", "tanh",
+    "testing", "use_backend",
 ]  # fmt: skip

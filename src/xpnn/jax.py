@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from xpnn import kernels
 from xpnn.backends.arguments import Call, Form, collect
-from xpnn.backends.bind import bind, needs_backward, outs, require, single
+from xpnn.backends.bind import bind, by_position, needs_backward, outs, require, single
 from xpnn.backends.call import made_by
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.prepare import Given, Prepared, backward_reads, kind_of, prepare, prepare_shapes
@@ -71,7 +71,7 @@ def wrap(kernel: Kernel) -> Callable[..., Any]:
     d, what = kernel.declaration, kernel.__name__
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        bound = bind(kernel, what, tuple(d.inputs), args, kwargs)
+        bound = bind(kernel, what, by_position(kernel), args, kwargs)
         require(what, d, bound, tuple(d.inputs))
         bound.arrays = {n: jnp.asarray(a) for n, a in bound.arrays.items()}
         plain = collect(kernel, what, bound, {})
