@@ -19,6 +19,7 @@ myst_heading_anchors = 3
 highlight_language = "text"
 default_role = "py:obj"  # `names` in docstrings: a link where there is one
 autodoc_typehints = "none"  # the docstrings say what arguments are
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False

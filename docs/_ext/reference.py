@@ -6,14 +6,13 @@ definition, and what the backends make of it.
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
 import textwrap
 from pathlib import Path
 
-import click
+from click.testing import CliRunner
 from sphinx.ext.napoleon import NumpyDocstring
 
 import xpnn
@@ -27,7 +26,6 @@ from xpnn.backends.kernel import Kernel
 
 SHAPE = (4096, 4096)  # of the arrays that CUDA code is shown for
 INCLUDED = sorted(Path(cupy.__file__).parent.glob("*.cuh"))
-EXTRAS = {"xpnn.torch": "torch", "xpnn.jax": "jax"}  # modules that need more than xpnn does
 
 KERNELS = """
 Every kernel is called as the function that its page describes. Beside that it has `~xpnn.Kernel.backward`,
@@ -38,7 +36,8 @@ results, a tuple for several; each may be an input of the same shape and dtype. 
 EMITTED = """
 Each kernel is shown as it is declared, and as it runs: the program that its formula leaves behind when it is traced, the Numba
 loop that NumPy arrays go through, and the CUDA kernel for CuPy arrays, here for float32 arrays of 4096 rows and columns and
-the options' defaults. ``xpnn show`` prints the same for other dtypes, shapes and options.
+the options' defaults. ``xpnn show`` prints the same for other dtypes, shapes and options. CUDA kernels are written for an H100;
+nothing on these pages was measured on one. The registers that they take are told where CuPy is installed.
 """
 
 
@@ -198,51 +197,50 @@ def usual(value, direction):
 
 
 def program_of(loop):
-    """The program that heads an emitted loop."""
-    if not loop.startswith('"""'):
-        return ""
-    return inspect.cleandoc(ast.get_docstring(ast.parse(loop)).partition("\n")[2])
+    """The programs that head the emitted loops, with the products before and after them."""
+    heads = re.findall(r'^(# .*)$|^"""xpnn: .*\n\n([^"]*)"""$', loop, re.MULTILINE)
+    return "\n".join(product or textwrap.dedent(program).strip() for product, program in heads)
 
 
 def plan(value, direction, options):
     """What each launch takes and moves, as `xpnn show --plan` says."""
-    device = machine.assumed()
+    device, known = machine.assumed(), compiler.available()
     rows = []
     for part in prepare.cuda(value, "float32", direction, SHAPE, options, device):
         if not isinstance(part, Emitted):
             rows.append((part,))
             continue
-        registers = compiler.compile_for(part.text, device.capability).registers if compiler.available() else {}
+        registers = compiler.compile_for(part.text, device.capability).registers if known else {}
         for launch in part.launches:
             blocks = "×".join(str(n) for n in launch.blocks if n > 1) or "1"
             moved = (f"{n / (SHAPE[0] * SHAPE[1]):.3g}" for n in launch.moves)
             regime = f"{launch.regime.name}: {WHAT[launch.regime.name]}"
-            rows.append((f"``{launch.function}``", regime, blocks, launch.threads, registers.get(launch.function, "?"), *moved))
-    head = ("launch", "regime", "blocks", "threads", "registers", "bytes read an element", "written")
-    known = "" if compiler.available() else "Registers are known where CuPy is installed; here it was not.\n"
-    return table(head, rows) + "\n" + known
+            used = [registers[launch.function]] if known else []
+            rows.append((f"``{launch.function}``", regime, blocks, launch.threads, *moved, *used))
+    head = ("launch", "regime", "blocks", "threads", "bytes read an element", "written", *["registers"] * known)
+    return table(head, rows)
 
 
 # --- Python names, command line ---------------------------------------------------------------------------------------
 
 
 def python():
-    parts = [heading("Python", "="), "The names of `xpnn` other than its :doc:`kernels <kernels>`, and its modules.\n"]
+    parts = [heading("Python names", "="), "Those of `xpnn` other than its :doc:`kernels <kernels>`, and its modules.\n"]
+    kinds = {}
     for name in sorted(set(xpnn.__all__) - set(kernels.__all__), key=str.lower):
-        value = getattr(xpnn, name)
-        if inspect.ismodule(value):
-            continue
-        kind = "exception" if is_error(value) else "class" if inspect.isclass(value) else "function"
-        options = "   :members:\n   :special-members: __call__\n" if kind == "class" else ""
-        parts.append(f".. auto{kind}:: xpnn.{name}\n{options}")
+        kinds.setdefault(kind_of(getattr(xpnn, name)), []).append(name)
+    for kind in ("function", "class", "exception"):
+        parts += [f".. auto{kind}:: xpnn.{name}\n" for name in kinds[kind]]
     for info in pkgutil.iter_modules(xpnn.__path__, "xpnn."):
         if is_public(info):
             parts += [heading(info.name, "-"), module(info.name)]
     return "\n".join(parts)
 
 
-def is_error(value):
-    return inspect.isclass(value) and issubclass(value, Exception)
+def kind_of(value):
+    if inspect.isclass(value):
+        return "exception" if issubclass(value, Exception) else "class"
+    return "module" if inspect.ismodule(value) else "function"
 
 
 def is_public(info):
@@ -251,20 +249,19 @@ def is_public(info):
 
 
 def module(name):
-    extra = EXTRAS.get(name)
-    if extra is not None and importlib.util.find_spec(extra) is None:
-        return f"This page was built where `{extra}` is not installed; its names are those that :doc:`/{extra}` tells of.\n"
-    found = importlib.import_module(name)
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return f"This page was built where it cannot be imported: {prose(str(error))}.\n"
     same = [n for n in found.__all__ if n in kernels.__all__ and getattr(found, n).__doc__ == getattr(kernels, n).__doc__]
-    return f".. automodule:: {name}\n   :members:\n" + (f"   :exclude-members: {', '.join(same)}\n" if same else "")
+    return f".. automodule:: {name}\n" + (f"   :exclude-members: {', '.join(same)}\n" if same else "")
 
 
 def command_line():
     parts = [heading("Command line", "="), "What ``xpnn --help`` and the commands' own ``--help`` print.\n"]
-    for name, command in {"": cli.main, **cli.main.commands}.items():
-        called = f"xpnn {name}".strip()
-        context = click.Context(command, info_name=called, terminal_width=100, max_content_width=100)
-        parts += [heading(called, "-"), code(command.get_help(context), "text")]
+    for words in ([], *([name] for name in cli.main.commands)):
+        told = CliRunner().invoke(cli.main, [*words, "--help"], prog_name="xpnn", terminal_width=100, max_content_width=100)
+        parts += [heading(" ".join(["xpnn", *words]), "-"), code(told.output, "text")]
     return "\n".join(parts)
 
 

@@ -15,8 +15,10 @@ def relink(app, name, content):
 
 
 def linked(folder):
-    """What the documents link to, and what lies in linked folders."""
-    todo = {target.rstrip("/") for path in folder.glob("*.md") for _, target in LINK.findall(path.read_text("utf-8"))}
+    """The kernels, what the documents link to, and what lies in linked folders."""
+    todo = {"kernels"} | {
+        target.rstrip("/") for path in folder.glob("*.md") for _, target in LINK.findall(path.read_text("utf-8"))
+    }
     found = set()
     while todo:
         path = todo.pop()
