@@ -28,8 +28,8 @@ SHAPE = (4096, 4096)  # of the arrays that CUDA code is shown for
 INCLUDED = sorted(Path(cupy.__file__).parent.glob("*.cuh"))
 
 KERNELS = """
-Every kernel is called as the function that its page describes. Beside that it has `~xpnn.Kernel.backward`,
-`~xpnn.Kernel.vjp`, `~xpnn.Kernel.value_and_grad`, and all else that `xpnn.Kernel` lists. ``out=`` names arrays for the
+Every kernel is called as the function that its page describes. Where it has a gradient, there are `~xpnn.Kernel.backward`,
+`~xpnn.Kernel.vjp` and `~xpnn.Kernel.value_and_grad`; `xpnn.Kernel` lists the rest. ``out=`` names arrays for the
 results, a tuple for several; each may be an input of the same shape and dtype. Shapes, dtypes and special values:
 :doc:`/numerics`. Measured speed: :doc:`/speed`.
 """
@@ -116,13 +116,12 @@ def first_line(value):
 
 
 def overview():
-    rows = []
+    parts = [heading("Kernels", "="), KERNELS, EMITTED]
     for module, members in families().items():
-        page = f":doc:`{title(module)} <kernels/{short(module)}>`"
-        rows += [(f"`xpnn.{names[0]}`", first_line(value), page) for value, names in members]
+        lines = "\n".join(f"`xpnn.{names[0]}`\n   {first_line(value)}\n" for value, names in members)
+        parts += [f".. rubric:: :doc:`{title(module)} <kernels/{short(module)}>`\n", lines]
     pages = "\n".join(f"kernels/{short(module)}" for module in families())
-    toctree = f".. toctree::\n   :hidden:\n\n{indented(pages)}\n"
-    return "\n".join((heading("Kernels", "="), KERNELS, EMITTED, table(("kernel", "of", "family"), rows), toctree))
+    return "\n".join((*parts, f".. toctree::\n   :hidden:\n\n{indented(pages)}\n"))
 
 
 def family(module, members, config):
@@ -193,7 +192,7 @@ def emitted(value, direction):
 
 def usual(value, direction):
     """Default options; or, where products are all they leave to do, the first that leave more."""
-    return next((v for v in value.declaration.variants if "def " in value.source(direction=direction, **v)), {})
+    return next((v for v in ({}, *value.declaration.variants) if "def " in value.source(direction=direction, **v)), {})
 
 
 def program_of(loop):
@@ -253,7 +252,7 @@ def module(name):
         found = importlib.import_module(name)
     except ModuleNotFoundError as error:
         return f"This page was built where it cannot be imported: {prose(str(error))}.\n"
-    same = [n for n in found.__all__ if n in kernels.__all__ and getattr(found, n).__doc__ == getattr(kernels, n).__doc__]
+    same = [n for n in found.__all__ if n not in vars(found)]  # made when asked for: the kernels, which have pages
     return f".. automodule:: {name}\n" + (f"   :exclude-members: {', '.join(same)}\n" if same else "")
 
 
