@@ -126,7 +126,10 @@ def overview():
 
 def family(module, members, config):
     name = short(module)
-    source = f"Defined in `kernels/{name}.py <../../source/kernels/{name}.py.html>`_; see also :doc:`../kernels`."
+    source = (
+        f"Defined in `kernels/{name}.py <../../source/kernels/{name}.py.html>`_. What all have in common: :doc:`../kernels`; "
+        "bounds of their errors: :doc:`/numerics`; how fast they are: :doc:`/speed`."
+    )
     parts = [heading(title(module), "="), prose(inspect.cleandoc(module.__doc__ or "")) + "\n", source + "\n"]
     for value, names in members:
         parts += [heading(names[0], "-"), entry(names, inspect.signature(value), value.__doc__, config)]
