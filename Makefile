@@ -13,7 +13,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test fuzz cuda-all lint format smoke gpu-check env clean
+.PHONY: help bench test fuzz cuda-all lint format docs smoke gpu-check env clean
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
@@ -51,6 +51,10 @@ format: $(VENV)/lint  ## let ruff format the sources and repair what it can
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
+docs: $(VENV)/docs  ## the documentation as a site: every kernel with the code it became, the Python names, all guides
+	$(python) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --doctree-dir $(VENV)/doctrees docs $(VENV)/site
+	@echo "the site: $(abspath $(VENV)/site/index.html)"
+
 smoke: $(VENV)/wheel/built  ## the wheel in an empty environment, used from this folder and from elsewhere
 	@set -eu; root=$$PWD; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
 	$(PYTHON) -m venv "$$there/v"; bin="$$there/v/bin"; \
@@ -65,10 +69,10 @@ gpu-check:  ## on a machine with a GPU: are the CUDA kernels right, and how fast
 	@if $(PYTHON) -c 'import cupy' 2>/dev/null; then set -x; $(PYTHON) benchmarks/gpu_check.py $(ARGS); else \
 	$(MAKE) $(VENV)/installed && set -x && $(python) benchmarks/gpu_check.py $(ARGS); fi
 
-env: $(VENV)/tests $(VENV)/lint  ## everything that the other targets install
+env: $(VENV)/tests $(VENV)/lint $(VENV)/docs  ## everything that the other targets install
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) docs/reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 # --- what is built ----------------------------------------------------------------------------------------------------
 
@@ -101,4 +105,8 @@ $(VENV)/tests: $(VENV)/installed
 
 $(VENV)/lint: $(VENV)/installed
 	$(pip) install "$(wheel)[lint]"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(pip) install "$(wheel)[docs]"
 	@touch $@

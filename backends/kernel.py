@@ -52,7 +52,7 @@ class Kernel:
 
     @property
     def forward_formula(self) -> Formula:
-        """The formula itself, `(xp, ...) -> y`: for use inside another kernel's formula."""
+        """The formula itself, `(xp, ...) -> y`, for use inside another kernel's formula."""
         return self._declaration.forward
 
     def backward_formula(self, xp: Any, **known: Any) -> Any:

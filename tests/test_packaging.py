@@ -34,8 +34,9 @@ def test_examples_of_a_document(path):
     parser = doctest.DocTestParser()
     session = {"__name__": "session"}
     text = path.read_text("utf-8")
-    if "import torch" in text:
-        pytest.importorskip("torch", reason=f"torch is not installed: the examples of {path.name} are not run")
+    for module in ("torch", "jax", "dask.array"):
+        if f"import {module.partition('.')[0]}" in text:
+            pytest.importorskip(module, reason=f"{module} is not installed: the examples of {path.name} are not run")
     for block in FENCED.finditer(text):
         line = text.count("\n", 0, block.start())
         test = parser.get_doctest(block[1], session, path.name, str(path), line)

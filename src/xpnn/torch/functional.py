@@ -384,7 +384,7 @@ def causal_lm_loss(
     labels
         Tokens, of shape (..., T): the logits of one place are those of the next one's token.
     vocab_size
-        V.
+        V, the number of tokens that there are.
     num_items_in_batch
         What the sum of the losses is divided by, such as the tokens of all batches whose gradients are added up; or None for
         the labels that count.
