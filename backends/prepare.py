@@ -240,7 +240,10 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
         shapes = {Full: (2, 3), Row: (2,), Column: (3,), Scalar: (), Index: (2,), Matrix: (3, 3)}
         d.check({n: kind for n, (kind, _) in given.items()}, {n: shapes[kind] for n, (kind, _) in given.items()}, merged)
     gradients = tuple("d" + n for n, (kind, kind_dtype) in given.items() if kind_dtype == "float")
-    made = tuple(n for n in d.outputs if n in prepare_shapes(kernel, given, merged))
+    shapes_made = prepare_shapes(kernel, given, merged)
+    made = tuple(n for n in d.outputs if n in shapes_made)
+    if direction == "value_and_grad" and shapes_made[d.outputs[0]][1] != 1:
+        raise ValueError(wrong(what, "direction", repr(direction), "another one: the result is more than one number"))
     if direction == "forward":
         wanted = made
     elif direction in ("backward", "value_and_grad"):
@@ -262,8 +265,6 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
 def warmup(kernel: Kernel, dtype: str, direction: str, options: dict[str, Any]) -> None:
     """`k.warmup(...)`."""
     ready = example_task(kernel, dtype, direction, options, backend="numba")
-    if direction == "value_and_grad" and ready.shapes[kernel.declaration.outputs[0]] != (1, 1):
-        raise ValueError(wrong(f"{kernel.__name__}.warmup", "the result", "more than one number", "one number"))
     if kernel.declaration.driver is None:
         ready.execute.warm()  # type: ignore[attr-defined]
         return

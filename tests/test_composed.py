@@ -60,7 +60,7 @@ def test_value_and_grad_elsewhere(
 def test_float32_stays(library: Any, case: Any, close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
     arrays = case.arrays(dtype=np.float32)
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
-    got = case.kernel(*(library.array(a) for a in arrays.values()), **case.options)
+    got = case.kernel(*case.given({n: library.array(a) for n, a in arrays.items()}), **case.options)
     close(library.numpy(got), numpy_reference(case.kernel, *case.given(wide), **case.options), dtype=np.float32)
 
 
@@ -185,11 +185,11 @@ def test_every_kernel_under_jit(
     dy = case.cotangent(want)
 
     @jax.jit
-    def both(dy: Any, *inputs: Any) -> Any:
-        y, pullback = case.kernel.vjp(*inputs, **case.options)
+    def both(dy: Any, inputs: dict[str, Any]) -> Any:
+        y, pullback = case.kernel.vjp(**inputs, **case.options)
         return y, pullback(dy)
 
-    y, gradients = both(library.array(dy), *map(library.array, arrays.values()))
+    y, gradients = both(library.array(dy), {n: library.array(a) for n, a in arrays.items()})
     close(library.numpy(y), want)
     expected = want_pullback(dy)
     single = not isinstance(expected, tuple)

@@ -40,13 +40,22 @@ class Compiled:
         return done.stdout
 
 
+@functools.cache
 def available() -> bool:
-    """Whether CuPy is installed, which brings or finds the compiler."""
-    return importlib.util.find_spec("cupy") is not None
+    """Whether CuPy is installed, and finds the compiler."""
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    from cupy_backends.cuda.libs import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except RuntimeError:  # the library is not there
+        return False
+    return True
 
 
 def spilling(text: str, capability: int) -> set[str]:
-    """The kernels that spill registers; none where CuPy is not installed to tell."""
+    """The kernels that spill registers; none where there is no compiler to tell."""
     return {n for n, size in compile_for(text, capability).spills.items() if size} if available() else set()
 
 

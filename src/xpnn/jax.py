@@ -28,7 +28,7 @@ from xpnn.backends.call import made_by
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.prepare import Given, Prepared, backward_reads, kind_of, prepare, prepare_shapes
 
-_KERNELS = {name: k for name, k in vars(kernels).items() if isinstance(k, Kernel)}
+_KERNELS = {name: k for name, k in vars(kernels).items() if isinstance(k, Kernel) and k.declaration.backward}
 Arrays = dict[str, Any]
 
 __all__ = ["wrap", *_KERNELS]
