@@ -71,7 +71,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     saved = {n: np.asarray(results[n]) if call.lib == "numpy" else results[n] for n in keep}
     kept_given = {n: g for n, g in call.given.items() if n in reads or d.inputs[n].optional}
     kept_raw = {n: a if n in kept_given else Forgotten(tuple(a.shape), a.dtype) for n, a in call.raw.items()}
-    passed = tuple(call.raw)
+    passed = tuple(n for n in d.inputs if n in call.raw)
     cached = {n: call.raw[n] for n in kept_given} | {n: results[n] for n in keep}
     order = tuple(n for n in d.backward_parameters if n not in d.options)
     # the same calls as `backward` would get; it has a short way for some

@@ -112,9 +112,9 @@ class Kernel:
             What the call would have returned.
         pullback
             A function of one cotangent for each differentiable output returned, None for zero; those that are not, such
-            as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, None
-            for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for are not computed. It
-            holds what backward reads, not copies: change no input and no result before it was called.
+            as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, in the
+            signature's order, None for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for
+            are not computed. It holds what backward reads, not copies: change no input and no result before it was called.
 
         Raises
         ------

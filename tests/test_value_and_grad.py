@@ -92,6 +92,14 @@ def test_other_arguments_after_a_short_way() -> None:
     assert np.shape(xpnn.softmax([1.0, 2.0])) == (2,)
 
 
+def test_a_pullback_goes_by_the_signature(backend: str) -> None:
+    """Whatever order the inputs were named in."""
+    rng = np.random.default_rng(1)
+    x, weight = rng.random((5, 3)), rng.random((4, 3))
+    y, pullback = xpnn.linear.vjp(weight=weight, x=x)
+    assert [g.shape for g in pullback(y)] == [x.shape, weight.shape]
+
+
 def test_gradients_not_asked_for_are_not_computed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`wrt` of a pullback and of backward: one array for a name, a tuple for names, and no more work than that."""
     rng = np.random.default_rng(1)
