@@ -359,7 +359,7 @@ def _planned(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     axis = bound.axis if far != "row" or matrices or kernel.has_axis or d.span is not None else None
     if lib == "dask" and far != "row":  # flat, blocks would have to be put together anew
         axis, far = -1, "row"
-    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices, d.span, bound.span)
+    fr = frame(what, shapes, kinds, axis, far, bound.axis_given or matrices or d.span is not None, d.span, bound.span)
     given: Given = {n: (kinds[n], "int" if kinds[n] is Index else "float") for n in raw}
     own = {n: wide_dtype(xp, dtype) if n in wide else dtype for n in raw if kinds[n] is not Index}
     casts = {n: t for n, t in own.items() if raw[n].dtype != t}

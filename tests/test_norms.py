@@ -74,6 +74,9 @@ def test_rows_of_several_axes(backend: str, close: Callable[..., None]) -> None:
     for ours, alone in zip(pullback(dy), xpnn.rms_norm.backward(dy, x, weight, normalized_shape=(2, 4)), strict=True):
         close(ours, alone)
     close(xpnn.layer_norm(x, normalized_shape=4), xpnn.layer_norm(x))
+    cube = RNG.normal(size=(4, 4, 4))  # saved values would fit any axis
+    saved = {"mean": cube.mean(-1), "rstd": 1 / np.sqrt(cube.var(-1) + 1e-5)}
+    close(xpnn.layer_norm.backward(cube, x=cube, **saved)[0], xpnn.layer_norm.vjp(cube)[1](cube)[0])
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
