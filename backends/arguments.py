@@ -44,13 +44,23 @@ class Forgotten(NamedTuple):
     dtype: Any
 
 
+class Pulled(NamedTuple):
+    """What a pullback makes, by name, of which results' cotangents; the kinds of results; and which arrays it reads."""
+
+    gradients: tuple[str, ...]
+    differentiable: tuple[str, ...]
+    cotangents: Given
+    roles: Given
+    reads: set[str]
+
+
 @dataclass(eq=False)
 class Plan:
     """What calls have in common whose arrays are of the same kinds, dtypes and shapes, and whose options are the same.
 
     `casts` are the dtypes of those arrays that are not used in their own; `options` is None where a kernel's `check` left them
     as they were. `forms` is filled as results are asked for, `names` with lists of arguments and results that were worked out,
-    and `backward` with the plans of pullbacks.
+    `pulled` and `backward` with what their pullbacks do, and with the plans of those.
     """
 
     xp: Any
@@ -62,6 +72,7 @@ class Plan:
     options: dict[str, Any] | None = None
     forms: dict[Any, Form] = field(default_factory=dict)
     names: dict[Any, tuple[str, ...]] = field(default_factory=dict)
+    pulled: Pulled | None = None
     backward: dict[Any, Plan] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnn.backends.arguments import Call, Forgotten, Plan, collect
+from xpnn.backends.arguments import Call, Forgotten, Plan, Pulled, collect
 from xpnn.backends.arrays import FAST, WRITABLE, accept, dtype_class, dtype_name, library, memory, wide_dtype, wrong
 from xpnn.backends.bind import bind, by_position, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
@@ -47,6 +47,18 @@ def _float_inputs(call: Call) -> tuple[str, ...]:
     )
 
 
+def _pulled(call: Call) -> Pulled:
+    """What a pullback of calls like this one has to do with, found once."""
+    kernel, d = call.kernel, call.kernel.declaration
+    gradients = tuple("d" + n for n in _float_inputs(call))
+    roles: Given = {n: (kind_of(s), "float") for n, s in prepare_shapes(kernel, call.given, call.options).items()}
+    differentiable = tuple(n for n in d.differentiable if n in made_by(call))
+    cotangents: Given = {"d" + n: roles[n] for n in differentiable}
+    reads = backward_reads(kernel, call.given | roles | cotangents, call.options, gradients)
+    call.plan.pulled = Pulled(gradients, differentiable, cotangents, roles, reads)
+    return call.plan.pulled
+
+
 def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[..., Any]]:
     """`k.vjp(...)`."""
     needs_backward(kernel)
@@ -54,13 +66,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     bound = bind(kernel, what, by_position(kernel), args, kwargs)
     require(what, d, bound, tuple(d.inputs))
     call = collect(kernel, what, bound, {})
-    everything = tuple("d" + n for n in _float_inputs(call))
-    roles = {n: kind_of(s) for n, s in prepare_shapes(kernel, call.given, call.options).items()}
     made = made_by(call)
-    differentiable = tuple(n for n in d.differentiable if n in made)
-    cotangents: Given = {"d" + n: (roles[n], "float") for n in differentiable}
-    known: Given = call.given | {n: (roles[n], "float") for n in roles} | cotangents
-    reads = backward_reads(kernel, known, call.options, everything)
+    everything, differentiable, cotangents, roles, reads = call.plan.pulled or _pulled(call)
     for n in reads & call.raw.keys():
         for o in outs(what, made, bound.out).values():
             if call.lib in WRITABLE and library(o) == call.lib and np.may_share_memory(memory(o), memory(call.raw[n])):
@@ -75,7 +82,8 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     cached = {n: call.raw[n] for n in kept_given} | {n: results[n] for n in keep}
     order = tuple(n for n in d.backward_parameters if n not in d.options)
     # the same calls as `backward` would get; it has a short way for some
-    usual = set(kwargs) <= {"out"} and len(d.inputs) == len(d.outputs) == 1 and set(order) == {*cached, *cotangents}
+    usual = set(kwargs) <= {"out"} and len(d.outputs) == 1 and set(order) == {*cached, *cotangents}
+    usual = usual and len(everything) == len(d.inputs)
     shapes_out = {n: tuple(np.shape(results[n])) for n in differentiable}
     value = single(tuple(results[n] for n in made))
     del results  # what the pullback does not need is not kept alive by it
@@ -92,9 +100,9 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         arguments = tuple(cached[n] if n in cached else dy[0] for n in order) if usual else ()
         if arguments and wrt is None:
             short = kernel._short("backward", arguments)
-            gradient = None if short is None else short(*arguments, out=out)
-            if gradient is not None:
-                return gradient
+            found = None if short is None else short(*arguments, out=out)
+            if found is not None:
+                return found
         given, raw = dict(kept_given), kept_raw | saved
         for name, value in zip(differentiable, dy, strict=True):
             if value is None:
@@ -107,7 +115,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             own = wide_dtype(call.xp, call.dtype) if d.is_wide("d" + name, True) else call.dtype
             given["d" + name] = cotangents["d" + name]
             raw["d" + name] = array if array.dtype == own else call.xp.astype(array, own)
-        given |= {n: (roles[n], "float") for n in saved}
+        given |= {n: roles[n] for n in saved}
         given = {n: given[n] for n in sorted(given, key=lambda n: order.index(n) if n in order else len(order))}
         # shapes are those of the forward's plan; cotangents are there or not
         plans, key = call.plan.backward, tuple(n for n in cotangents if n in raw)
@@ -175,8 +183,9 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     call = collect(kernel, what, bound, roles)
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
     gradients = _gradients(call, names, bound.out, wrt)
-    if set(kwargs) <= {"out"} and len(d.inputs) == 1 and wrt is None:
-        remember(call, "backward", args, ("d" + names[0],), ("d" + names[0],))
+    if set(kwargs) <= {"out"} and wrt is None and len(_float_inputs(call) or names) == len(d.inputs):
+        made_here = tuple("d" + n for n in names)
+        remember(call, "backward", args, made_here, made_here)
     return gradients
 
 

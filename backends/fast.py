@@ -8,7 +8,7 @@ import numpy as np
 
 from xpnn.backends import choice
 from xpnn.backends.arrays import FAST, rectangle
-from xpnn.backends.kinds import Full, Index, Row
+from xpnn.backends.kinds import Column, Full, Index, Row
 from xpnn.backends.program import Shape
 from xpnn.backends.task import HALF
 
@@ -21,7 +21,7 @@ def _as_bits(dtype: Any) -> str:
     return ".view(uint16)" if dtype.name in HALF else ""
 
 
-_EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "rows", (1, 1): "1"}
+_EXTENTS: dict[Shape, str] = {("R", "C"): "(rows, columns)", ("R", 1): "rows", (1, "C"): "(1, columns)", (1, 1): "1"}
 
 
 def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[str, ...], given_out: tuple[str, ...]) -> None:
@@ -31,23 +31,27 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     as it was when it was made, and the call then takes the long way, which also words the errors.
     """
     ready, fr, store = call.prepared(wanted), call.frame, call.kernel._fast
+    count = len(args)
+    spans = direction != "backward" and call.kernel.declaration.span is not None and count > 1
+    if spans:  # what shape a row has comes second
+        args = (args[0], *args[2:])
     compiled = getattr(ready.execute, "compiled", None)
     kinds = {n: kind for n, (kind, _) in call.given.items()}
     if compiled is None or len(args) != len(call.given) or type(args[0]) not in FAST or not args[0].ndim:
         return
     if call.kernel.declaration.check is not None and call.options != call.kernel.declaration.options:
         return  # replaced for these shapes alone
-    key = (direction, len(args), type(args[0]), *choice.state(), args[0].dtype, args[0].ndim)
+    key = (direction, count, type(args[0]), *choice.state(), args[0].dtype, args[0].ndim)
     if call.lib == "cupy":
         from xpnn.backends.cupy.fast import short_way
 
-        if key not in store and (found := short_way(call, direction, args, wanted, given_out)) is not None:
+        if key not in store and not spans and (found := short_way(call, direction, args, wanted, given_out)) is not None:
             store[key] = found
         return
     e = compiled.emitted
     dtypes = {n: np.dtype(np.int64) if kind is Index else compiled.dtypes[n] for n, kind in kinds.items() if n in e.inputs}
     known = all(
-        type(a) is np.ndarray and kinds[n] in (Full, Row, Index) and a.dtype == dtypes.get(n)
+        type(a) is np.ndarray and kinds[n] in (Full, Row, Column, Index) and a.dtype == dtypes.get(n)
         for n, a in zip(kinds, args, strict=True)
     )
     results = {n: ready.shapes[n] for n in e.outputs}
@@ -55,6 +59,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     ambiguous = Index in kinds.values() and len(fr.shape) > 2
     if Full not in kinds.values():
         return
+    columned = [n for n, kind in kinds.items() if kind is Column]
     if not known or not plain or ambiguous or tuple(e.inputs) != tuple(kinds) or set(wanted) != set(results):
         return
     if call.kernel.declaration.check is not None:
@@ -72,7 +77,10 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
     given = dict(zip(arrays.values(), args, strict=True))
     if as_it_is and any(given[a].ndim != (2 if kinds[n] is Full else 1) for n, a in arrays.items()):
         return  # one is broadcast
-    lines = [f"def fast({', '.join(arrays.values())}, out=None):"]
+    named = [*arrays.values()]
+    if spans:
+        named.insert(1, "span")
+    lines = [f"def fast({', '.join(named)}, out=None):"]
     for a, array in given.items():
         if a != "a0":  # the key of this way holds what the first argument is
             lines.append(
@@ -92,9 +100,15 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
             lines.append(f"    rows, columns = {'1, size' if fr.reach == 'element' else 'rectangle(size)'}")
         else:
             lines += ["    columns = shape[-1]", "    rows = size // columns"]
+    if spans:
+        same = "type(span) is int and span == columns or type(span) is tuple and span == (columns,)"
+        lines.append(f"    if span is not None and not ({same}): return None")
+    lines += [f"    if {arrays[n]}.shape != (columns,) or not {arrays[n]}.flags.c_contiguous: return None" for n in columned]
     passed = []
     for n, a in arrays.items():
-        if as_it_is:
+        if n in columned:
+            view = f"{a}.reshape(1, columns)"
+        elif as_it_is:
             view = a
         else:
             if a != first:
@@ -109,17 +123,17 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         if n != target:
             lines.append(f"    {r} = {new}")
         else:
-            dimensions = {("R", "C"): len(fr.shape), ("R", 1): len(fr.shape) - 1, (1, 1): 0}[kind]
+            dimensions = {("R", "C"): len(fr.shape), ("R", 1): len(fr.shape) - 1, (1, "C"): 1, (1, 1): 0}[kind]
             lines += [
                 f"    if out is None: {r} = {new}",
                 "    else:",
                 f"        if type(out) is not ndarray or out.dtype is not {r}_dtype or out.ndim != {dimensions}: return None",
                 "        if not out.flags.writeable: return None",
             ]
-            if as_it_is and kind != (1, 1):
+            if as_it_is and kind[0] != 1:
                 lines.append(f"        {r} = out")
             else:
-                shape = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, 1): "()"}[kind]
+                shape = {("R", "C"): "shape", ("R", 1): "shape[:-1]", (1, "C"): "(columns,)", (1, 1): "()"}[kind]
                 lines += [
                     f"        if out.shape != {shape} or not out.flags.c_contiguous: return None",
                     f"        {r} = out.reshape({_EXTENTS[kind]})",
@@ -136,7 +150,7 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         "    if outside != -1: return None",
     ]
     back: dict[Any, str] = {("R", "C"): ".reshape(shape)", ("R", 1): ".reshape(shape[:-1])[()]"} if not as_it_is else {}
-    returned = {n: made[n] + (back | {(1, 1): "[0]"}).get(results[n], "") for n in wanted}
+    returned = {n: made[n] + (back | {(1, "C"): "[0]", (1, 1): "[0]"}).get(results[n], "") for n in wanted}
     if target is not None:
         lines.append(f"    if out is not None: return {', '.join((returned | {target: 'out'}).values())}")
     lines.append(f"    return {', '.join(returned.values())}")

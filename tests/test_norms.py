@@ -115,3 +115,23 @@ def test_a_long_sum_of_equal_terms(columns: int) -> None:
     assert np.max(np.abs(xpnn.softmax(x) - truth) / np.spacing(truth.astype(np.float32))) <= 4
     planes = xpnn.softmax(np.ascontiguousarray(x.T), axis=0)
     np.testing.assert_array_equal(planes.T, xpnn.softmax(x))
+
+
+def test_the_short_way(close: Callable[..., None], numpy_reference: Callable[..., Any]) -> None:
+    """Calls seen before have one, which leaves to the long way whatever is not as it was."""
+    x, weight, bias = RNG.normal(size=(4, 6)), RNG.normal(size=6), RNG.normal(size=6)
+    for _ in range(2):
+        y, pullback = xpnn.layer_norm.vjp(x, 6, weight, bias)
+        for ours, want in zip(pullback(x), numpy_reference(xpnn.layer_norm.vjp, x, 6, weight, bias)[1](x), strict=True):
+            close(ours, want)
+        close(xpnn.layer_norm(x, (6,), weight, bias), y)
+        close(xpnn.layer_norm(x, None, weight[::-1], bias), numpy_reference(xpnn.layer_norm, x, None, weight[::-1], bias))
+        for k, message in enumerate(("normalized_shape: got", "weight: got shape", "bias: got shape")):
+            given = [(5,), weight, bias]
+            given[k] = given[k][:-1] if k else given[k]
+            with pytest.raises(ValueError, match=message):
+                xpnn.layer_norm(x, *given)
+        with pytest.raises(ValueError, match="layer_norm pullback: out: got|dy: got shape"):
+            pullback(x[:3])
+        out = tuple(np.empty_like(a) for a in (x, weight, bias))
+        assert all(a is b for a, b in zip(pullback(x, out=out), out, strict=True))
