@@ -168,6 +168,9 @@ class _Value:
         """How far every lane is shifted: part of the instruction, so nothing to hold."""
         return ir.Constant(self.kind, [bits] * self.lanes if self.lanes else bits)
 
+    def __neg__(self) -> "_Value":
+        return _Value(self.builder, self.builder.fneg(self.raw))
+
     def __abs__(self) -> "_Value":
         return self._intrinsic("fabs")
 
