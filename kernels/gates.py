@@ -164,12 +164,12 @@ def twice_u(xp, x):
 def gelu_backward(xp, dy, x, *, approximate="none"):
     """g′ = Φ(x) + x φ(x) with the normal density φ(x) = exp(−x²/2) / √(2π).
 
-    With v = 2u, that of x σ(v) is σ(v) + x v′ σ(v) σ(−v) = σ(v) (1 + x v′ σ(−v)).
+    With v = 2u, that of x σ(v) is σ(v) + x σ(v) · v′ σ(−v), multiplied in this order, in which nothing overflows.
     """
     if approximate == "tanh":
         v, slope = twice_u(xp, x)
         s, c = both_sides(xp, v)
-        return dy * (s * (1.0 + x * slope * c))
+        return dy * (s + x * s * (slope * c))
     return dy * (0.5 * xp.erfc(-math.sqrt(0.5) * x) + x * (xp.exp(-0.5 * (x * x)) / math.sqrt(2.0 * math.pi)))
 
 

@@ -132,6 +132,13 @@ def print_error_functions(dtype: type) -> None:
     # erfc(a) = exp(-a^2) q(t) / (a + c) with t = (a - c) / (a + c)
     low, high = ((a - centre) / (a + centre) for a in (mp.erfinv(0.5) * mp.mpf("0.9999"), mp.mpf(end)))
     show("erfc", dtype, fit(scaled, lambda t: 1 / scaled(t), low, high, far, dtype))
+    if dtype is np.float32:  # erfc(k/8 + r) = q(r)
+        eighth = mp.mpf("0.0625001")
+        tables = [remez(lambda r, a=k / 8: mp.erfc(a + r), lambda r, a=k / 8: 1 / mp.erfc(a + r), -eighth, eighth, range(6))
+                  for k in range(16)]  # fmt: skip
+        print(f"    # relative error 2^{float(mp.log(max(worst for _, worst in tables), 2)):.1f}")
+        for power in range(6):
+            show(f"erfc_near[{power}]", dtype, [round_to(dtype, solution[power]) for solution, _ in tables])
 
 
 def tanh_by_exp(r: Any) -> Any:
