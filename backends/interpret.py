@@ -2,17 +2,19 @@
 
 That size is the yardstick for rounding errors: a difference of two large numbers cannot be as exact as its small result
 asks for. It follows from first-order error analysis: a rounded operation adds an error of its result's size, and carries
-its arguments' errors on by its derivative. Inputs are exact. A result below the smallest normal number may come out as zero,
-which is an error of many of its own units.
+its arguments' errors on by its derivative. Inputs are exact. A result below the smallest normal number may be flushed to 0,
+and counts as large as a number with an error of that.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpnn.backends import special
 from xpnn.backends.program import Node, Program, limit, walk
 
 Array = np.ndarray[Any, Any]
@@ -25,11 +27,27 @@ class Sized(NamedTuple):
     size: Array
 
 
+class Format(NamedTuple):
+    """A floating-point format: the bits of its significand, its smallest normal number, its largest."""
+
+    digits: int
+    least: float
+    most: float
+
+
+FORMATS = {
+    "float16": Format(11, 2.0**-14, 65504.0),
+    "bfloat16": Format(8, 2.0**-126, 2.0**128 - 2.0**120),
+    "float32": Format(24, 2.0**-126, 2.0**128 - 2.0**104),
+    "float64": Format(53, 2.0**-1022, float(np.finfo(np.float64).max)),
+}
+
 _VALUES: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "maximum": np.maximum, "minimum": np.minimum,
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
     "and": np.logical_and, "or": np.logical_or, "not": np.logical_not, "abs": np.abs, "neg": np.negative, "exp": np.exp,
     "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "sqrt": np.sqrt, "tanh": np.tanh, "isnan": np.isnan, "where": np.where,
+    "erf": functools.partial(special.erf, np), "erfc": functools.partial(special.erfc, np),
     "matmul": np.matmul, "transpose": np.transpose,
     "row_sum": lambda a: np.sum(a, axis=-1, keepdims=True),
     "row_max": lambda a: np.max(a, axis=-1, keepdims=True),
@@ -39,11 +57,11 @@ _VALUES: dict[str, Callable[..., Any]] = {
 
 
 def interpret(
-    program: Program, inputs: Mapping[str, Array], options: Mapping[str, float], least: float = 0.0, flushed: float = 0.0
+    program: Program, inputs: Mapping[str, Array], options: Mapping[str, float], rounded: str = "float64"
 ) -> dict[str, Sized]:
     """The results of a program on canonical arrays, computed in their own dtype.
 
-    What lies below `least`, the smallest normal number of the dtype that is judged, has the size `flushed`.
+    `rounded` names the format whose rounding the sizes are for.
     """
     extents = {
         s: size
@@ -55,10 +73,7 @@ def interpret(
     known: dict[Node, Sized] = {}
     with np.errstate(all="ignore"):
         for node in walk(program.outputs.values()):
-            value, size = _step(node, [known[a] for a in node.args], inputs, options, extents, dtype)
-            if value.dtype.kind == "f" and not node.is_leaf:
-                size = np.where((np.abs(value) < least) & (value != 0), np.maximum(size, flushed), size)
-            known[node] = Sized(value, size)
+            known[node] = _step(node, [known[a] for a in node.args], inputs, options, extents, dtype, FORMATS[rounded])
     return {name: known[node] for name, node in program.outputs.items()}
 
 
@@ -69,6 +84,7 @@ def _step(
     options: Mapping[str, float],
     extents: Mapping[Any, int],
     dtype: Any,
+    rounded: Format,
 ) -> Sized:
     if node.op in ("input", "option", "constant", "extent", "columns"):
         leaves: dict[str, Callable[[], Any]] = {
@@ -88,7 +104,7 @@ def _step(
     if node.op == "gather":
         return Sized(*(_gather(a, values[1]) for a in args[0]))
     value = _VALUES[node.op](*values)
-    return Sized(value, np.nan_to_num(_size(node.op, value, args), posinf=np.finfo(dtype).max))
+    return Sized(value, np.nan_to_num(_size(node.op, value, args, rounded), posinf=np.finfo(dtype).max))
 
 
 def _gather(a: Array, index: Array) -> Array:
@@ -97,11 +113,12 @@ def _gather(a: Array, index: Array) -> Array:
     return np.where(inside, np.take_along_axis(rows, np.where(inside, index, 0), axis=1), np.nan)
 
 
-def _size(op: str, v: Array, args: list[Sized]) -> Any:
+def _size(op: str, v: Array, args: list[Sized], rounded: Format) -> Any:
     """The size of the largest term in a result."""
     sizes = [a.size for a in args]
     a, b = args[0], args[-1]
     own = np.abs(v) if v.dtype.kind == "f" else np.zeros(v.shape)
+    flushed = (own > 0) & (own < rounded.least)
     carried: dict[str, Callable[[], Any]] = {
         "add": lambda: np.maximum(a.size, b.size),
         "sub": lambda: np.maximum(a.size, b.size),
@@ -112,6 +129,8 @@ def _size(op: str, v: Array, args: list[Sized]) -> Any:
         "log": lambda: a.size / np.abs(a.value),
         "log1p": lambda: a.size / np.abs(1 + a.value),
         "tanh": lambda: (1 - v * v) * a.size,
+        "erf": lambda: 2 / np.sqrt(np.pi) * np.exp(-a.value * a.value) * a.size,
+        "erfc": lambda: 2 / np.sqrt(np.pi) * np.exp(-a.value * a.value) * a.size,
         "sqrt": lambda: a.size / (2 * own),
         "matmul": lambda: np.abs(a.value) @ np.maximum(np.abs(b.value), b.size) + a.size @ np.abs(b.value),
         "row_sum": lambda: np.sum(np.maximum(np.abs(a.value), a.size), axis=-1, keepdims=True),
@@ -131,4 +150,5 @@ def _size(op: str, v: Array, args: list[Sized]) -> Any:
         return np.broadcast_to(exact[op](), v.shape)
     if op not in carried:  # comparisons and logic
         return own
+    own = np.where(flushed, rounded.least * 2.0 ** (rounded.digits - 1), own)
     return np.maximum(own, np.nan_to_num(np.where(np.isfinite(carried[op]()), carried[op](), 0.0)))

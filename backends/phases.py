@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable
 
 from xpnn.backends.program import GRID_REDUCTIONS, ROW_REDUCTIONS, Node, within_pass
 
-DEAR = {"exp", "expm1", "log", "log1p", "tanh"}  # worth keeping between two phases
+DEAR = {"exp", "expm1", "log", "log1p", "tanh", "erf", "erfc"}  # worth keeping between two phases
 
 
 class Phases:

@@ -13,6 +13,7 @@ from xpnn.backends.program import LIMITS, DType, Extent, Node, Program, Shape
 
 UNARY = {
     "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
+    "erf": "erf", "erfc": "erfc",
     "negative": "neg", "isnan": "isnan", "logical_not": "not",
 }  # fmt: skip
 BINARY = {
@@ -21,7 +22,7 @@ BINARY = {
     "logical_and": "and", "logical_or": "or",
 }  # fmt: skip
 _TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
-_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "tanh"}
+_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "tanh", "erf", "erfc"}
 
 
 class SubsetError(TypeError):

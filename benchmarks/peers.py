@@ -131,6 +131,7 @@ def _numexpr(case: Case, arrays: dict[str, Array], name: str) -> Contender:
 
     (x,) = _alone(case, arrays)
     expressions = {"sigmoid": "1 / (1 + exp(-x))", "tanh": "tanh(x)", "relu": "where(x <= 0, 0, x)", "log": "log(x)"}
+    expressions["silu"] = "x / (1 + exp(-x))"
     expression = expressions.get(case.kernel.__name__)
     if expression is None or case.kernel is not getattr(xpnn, case.kernel.__name__):
         raise OtherCasesError
@@ -169,6 +170,9 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,
         "relu": torch.relu,
+        "gelu": f.gelu,
+        "silu": f.silu,
+        "swiglu": lambda gate, up: f.silu(gate) * up,
         "log": torch.log,
         "linear": lambda x, w, b: torch.relu(f.linear(x, w, b)),
         "linear_cross_entropy": f.linear_cross_entropy,
@@ -185,6 +189,9 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "sigmoid": lambda x, y: torch.sigmoid(x, out=y),
         "tanh": lambda x, y: torch.tanh(x, out=y),
         "relu": lambda x, y: torch.clamp_min(x, 0, out=y),
+        "gelu": lambda x, y: torch.ops.aten.gelu.out(x, out=y),
+        "silu": lambda x, y: torch.ops.aten.silu.out(x, out=y),
+        "swiglu": lambda gate, up, y: torch.mul(f.silu(gate), up, out=y),
         "log": lambda x, y: torch.log(x, out=y),
         "linear": lambda x, w, b, y: torch.addmm(b, x, w.T, out=y).relu_(),
     }
@@ -207,13 +214,14 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         return Contender(call, torch.no_grad, reports_memory=False)
     x, *others = given
     names = [n for n in case.kernel.declaration.inputs if n in arrays]
-    wrt = [t for n, t in zip(names, given, strict=True) if n in (case.kernel.declaration.default_wrt or names[:1])]
+    usual = case.kernel.declaration.default_wrt or (names if case.direction == "backward" else names[:1])
+    wrt = [t for n, t in zip(names, given, strict=True) if n in usual]
     for t in wrt:
         t.requires_grad_(True)
     if case.direction == "backward":
         y = function(x, *others)
         dy = _tensor(torch, arrays["dy"])
-        call = functools.partial(torch.autograd.grad, y, x, dy, retain_graph=True)
+        call = functools.partial(torch.autograd.grad, y, wrt, dy, retain_graph=True)
     else:
 
         def call() -> Any:
@@ -249,6 +257,9 @@ def _jax(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "sigmoid": jax.nn.sigmoid,
         "tanh": jnp.tanh,
         "relu": jax.nn.relu,
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "silu": jax.nn.silu,
+        "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
         "log": jnp.log,
         "linear": lambda x, w, b: jax.nn.relu(x @ w.T + b),
     }

@@ -1,4 +1,4 @@
-"""Activations, with the derivatives of the notes' table."""
+"""The activations of the notes' table, with their derivatives."""
 
 from xpnn.backends.kernel import kernel
 

@@ -3,6 +3,7 @@
 from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Matrix
 from xpnn.kernels.activations import relu, sigmoid
+from xpnn.kernels.gates import gelu
 
 
 def check_activation(kinds, shapes, options):
@@ -16,7 +17,9 @@ def check_activation(kinds, shapes, options):
         raise TypeError(f"linear: activation: got {activation!r}, expected an element-wise kernel such as xpnn.relu, or None")
 
 
-@kernel(check=check_activation, saved=("z",), variants=({}, {"activation": relu}, {"activation": sigmoid}))
+@kernel(
+    check=check_activation, saved=("z",), variants=({}, {"activation": relu}, {"activation": sigmoid}, {"activation": gelu})
+)
 def linear(xp, x, weight: Matrix, bias: Column = None, *, activation=None):
     """Z = A Wᵀ + b for a batch, z = W a + b for one example, and g(Z) where an activation g is named.
 

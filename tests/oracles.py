@@ -79,10 +79,35 @@ def layer_norm(x: Array, weight: Any = 1.0, bias: Any = 0.0, *, eps: float = 1e-
     return weight * (x - np.average(x, axis=-1)[..., None]) * (spread + eps) ** -0.5 + bias
 
 
+def elu(x: Array, alpha: float = 1.0, width: float = 1.0) -> Array:
+    """A line on the right of 0, an exponential on its left."""
+    return np.where(x > 0, x, alpha * (np.exp(np.where(x > 0, 0.0, x) / width) - 1.0))
+
+
+def gelu(x: Array, approximate: str = "none") -> Array:
+    """By SciPy's normal distribution."""
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return x * sp.ndtr(x) if approximate == "none" else x / (1 + np.exp(-2 * inner))
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "sigmoid": lambda x: sp.expit(x),
     "tanh": lambda x: -np.expm1(-2 * x) / (1 + np.exp(-2 * x)),
     "relu": lambda x: x * np.heaviside(x, 0.0),
+    "leaky_relu": lambda x, negative_slope=0.01: np.maximum(x, 0.0) + negative_slope * np.minimum(x, 0.0),
+    "elu": elu,
+    "selu": lambda x: 1.0507009873554805 * elu(x, 1.6732632423543772),
+    "celu": lambda x, alpha=1.0: elu(x, alpha, alpha),
+    "softplus": lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, x, -sp.log_expit(-beta * x) / beta),
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0: np.median(np.broadcast_arrays(min_val, x, max_val), axis=0),
+    "relu6": lambda x: np.clip(x, 0.0, 6.0),
+    "hardsigmoid": lambda x: np.clip(x / 6.0 + 0.5, 0.0, 1.0),
+    "hardswish": lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
+    "gelu": gelu,
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0.0, x)),
+    "swiglu": lambda gate, up: sp.expit(gate) * gate * up,
+    "geglu": lambda gate, up, approximate="none": gelu(gate, approximate) * up,
     "log": lambda x: np.log2(x) * np.log(2.0),
     "softmax": lambda x: sp.softmax(x, axis=-1),
     "log_softmax": lambda x: sp.log_softmax(x, axis=-1),

@@ -131,7 +131,7 @@ def test_the_short_way(close: Callable[..., None], numpy_reference: Callable[...
             given[k] = given[k][:-1] if k else given[k]
             with pytest.raises(ValueError, match=message):
                 xpnn.layer_norm(x, *given)
-        with pytest.raises(ValueError, match="layer_norm pullback: out: got|dy: got shape"):
+        with pytest.raises(ValueError, match=r"layer_norm pullback: dy: got shape \(3, 6\)"):
             pullback(x[:3])
         out = tuple(np.empty_like(a) for a in (x, weight, bias))
         assert all(a is b for a, b in zip(pullback(x, out=out), out, strict=True))

@@ -1,4 +1,4 @@
-"""Fit the coefficients of backends/numba/elementary.py, and measure the functions compiled from them.
+"""Fit the coefficients of the modules of backends/numba that hold elementary functions, and measure those.
 
     fit_elementary.py            print the coefficients (weighted Remez in mpmath, rounded to the dtype)
     fit_elementary.py --check    worst error in ULP of the compiled functions [--stride N: every N-th float32]
@@ -7,10 +7,8 @@ The errors printed beside the coefficients are relative to the function of the s
 """
 
 import argparse
-import importlib.util
-import sys
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import mpmath as mp
@@ -18,8 +16,11 @@ import numpy as np
 from numba.core.decorators import njit
 from numba.extending import intrinsic
 
+from xpnn.backends import special
+from xpnn.backends.numba import elementary, error_function
+
 mp.mp.dps = 50
-ELEMENTARY = Path(__file__).resolve().parents[1] / "backends" / "numba" / "elementary.py"
+SPECIAL = ("erf", "erfc")
 TINY = mp.mpf("1e-12")  # an end of a range where the fitted function is 0 / 0
 Function = Callable[[Any], Any]
 
@@ -113,6 +114,31 @@ def print_coefficients() -> None:
         # exp(2 r) = 1 + r q(r), for tanh(a) >= 1/2
         tail = fit(lambda r: mp.expm1(2 * r) / r, lambda r: r * tanh_by_exp(r), -half / 2, half / 2, far_degree, dtype)
         show("tanh_far", dtype, [1.0, *tail])
+        print_error_functions(dtype)
+
+
+def print_error_functions(dtype: type) -> None:
+    """Those of erf and erfc, for float64 in backends/special.py."""
+    near, far, centre, end = (4, 9, 2.3125, 9.25) if dtype is np.float32 else (9, 20, 3.828125, 26.6)
+    # erf(x) = x + x q(x^2)
+    show("erf", dtype, fit(lambda u: mp.erf(mp.sqrt(u)) / mp.sqrt(u) - 1, lambda u: mp.sqrt(u) / mp.erf(mp.sqrt(u)),
+                           TINY, mp.erfinv(0.5) ** 2 * mp.mpf("1.0001"), near, dtype))  # fmt: skip
+
+    @functools.cache
+    def scaled(t: Any) -> Any:
+        a = centre * (1 + t) / (1 - t)
+        return (a + centre) * mp.exp(a * a) * mp.erfc(a)
+
+    # erfc(a) = exp(-a^2) q(t) / (a + c) with t = (a - c) / (a + c)
+    low, high = ((a - centre) / (a + centre) for a in (mp.erfinv(0.5) * mp.mpf("0.9999"), mp.mpf(end)))
+    show("erfc", dtype, fit(scaled, lambda t: 1 / scaled(t), low, high, far, dtype))
+    if dtype is np.float32:  # erfc(k/8 + r) = q(r)
+        eighth = mp.mpf("0.0625001")
+        tables = [remez(lambda r, a=k / 8: mp.erfc(a + r), lambda r, a=k / 8: 1 / mp.erfc(a + r), -eighth, eighth, range(6))
+                  for k in range(16)]  # fmt: skip
+        print(f"    # relative error 2^{float(mp.log(max(worst for _, worst in tables), 2)):.1f}")
+        for power in range(6):
+            show(f"erfc_near[{power}]", dtype, [round_to(dtype, solution[power]) for solution, _ in tables])
 
 
 def tanh_by_exp(r: Any) -> Any:
@@ -130,12 +156,8 @@ def show(name: str, dtype: type, values: Sequence[float]) -> None:
 
 
 def compiled(name: str) -> Function:
-    """The function of elementary.py as a loop over an array."""
-    spec = importlib.util.spec_from_file_location("elementary", ELEMENTARY)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["elementary"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    build = getattr(module, name)
+    """The function as a loop over an array."""
+    build = getattr(error_function if name in SPECIAL else elementary, name)
 
     def typed(typing_context: Any, x: Any) -> Any:
         return x(x), lambda context, builder, signature, arguments: build(builder, arguments[0])
@@ -179,21 +201,25 @@ def float64_samples(name: str) -> Any:
         tiny = rng.choice([-1, 1], 2 * size) * np.exp(rng.uniform(-80, 0.5, 2 * size))
         wide = rng.uniform(-40, 709.782, size)
         return np.concatenate([tiny, rng.uniform(-40, 40, 2 * size), rng.uniform(-2, 2, 4 * size), wide])
-    if name == "tanh":
+    if name == "erfc":  # to where it is subnormal
+        return np.concatenate([-small, rng.uniform(-6, 6, 4 * size), rng.uniform(0, 26.5, 2 * size), 1 / spread[spread > 1]])
+    if name in ("tanh", "erf"):
         return np.concatenate([spread, small, -small, rng.uniform(0, 1.5, 2 * size), rng.uniform(0, 20, size)])
     x = np.concatenate([rng.uniform(-708.396, 709.782, 3 * size), rng.uniform(-2, 2, 3 * size), small])
     return -np.abs(x[x < 708.396]) if name == "exp_nonpositive" else x
 
 
 def worst_float32(name: str, function: Function, stride: int) -> tuple[float, float]:
-    exact = getattr(np, name.removesuffix("_nonpositive"))
+    exact = getattr(np, name.removesuffix("_nonpositive"), None)
+    if name in SPECIAL:  # in float64 off by a few ULP of it
+        exact = functools.partial(getattr(special, name), np)
     limits = np.finfo(np.float32)
     worst = (0.0, 0.0)
     for x in float32_samples(stride):
         with np.errstate(all="ignore"):
             truth = exact(x.astype(np.float64))
         keep = np.isfinite(truth) & (np.abs(truth) <= limits.max)
-        if name in ("exp", "exp_nonpositive"):
+        if name in ("exp", "exp_nonpositive", "erfc"):
             keep &= truth >= limits.smallest_normal
         if name == "exp_nonpositive":
             keep &= x <= 0
@@ -226,6 +252,9 @@ def check_special(name: str, function: Function, dtype: type) -> None:
         "log": [(0.0, -inf), (-0.0, -inf), (-1.0, nan), (-tiny, nan), (-inf, nan), (inf, inf), (nan, nan), (1.0, 0.0)],
         "log1p": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, inf, nan)]
         + [(-1.0, -inf), (-1.5, nan), (-inf, nan), (limits.min, nan)],
+        "erf": [(v, v) for v in (0.0, -0.0, nan)] + [(inf, 1.0), (-inf, -1.0), (limits.max, 1.0), (-50.0, -1.0)],
+        "erfc": [(v, 1.0) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal)]
+        + [(nan, nan), (inf, 0.0), (-inf, 2.0), (limits.max, 0.0), (-50.0, 2.0)],
         "tanh": [(v, v) for v in (0.0, -0.0, tiny, -tiny, limits.smallest_normal, nan)]
         + [(inf, 1.0), (-inf, -1.0), (limits.max, 1.0), (-50.0, -1.0)],
     }
@@ -240,7 +269,7 @@ def check_special(name: str, function: Function, dtype: type) -> None:
 
 
 def check(stride: int) -> None:
-    for name in ("exp", "exp_nonpositive", "expm1", "log", "log1p", "tanh"):
+    for name in ("exp", "exp_nonpositive", "expm1", "log", "log1p", "tanh", *SPECIAL):
         function = compiled(name)
         check_special(name, function, np.float32)
         check_special(name, function, np.float64)

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/speed.md from recorded benchmarks.
+"""Write the tables of README.md and docs/ from recorded benchmarks.
 
     xpnn bench --peers --json benchmarks/results/NAME.json
     python tools/readme_table.py bench benchmarks/results/NAME.json
@@ -16,9 +16,10 @@ from pathlib import Path
 from xpnn.benchmarks.report import amount, duration
 
 ROOT = Path(__file__).resolve().parent.parent
-README, SPEED = ROOT / "README.md", ROOT / "docs" / "speed.md"
+README, SPEED, NUMERICS = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "numerics.md"
 OURS = "xpnn"
 PLACES = {"bench": README, "large": README, "limits": SPEED, "half": SPEED, "losses": SPEED, "axis": SPEED, "gaps": SPEED}
+PLACES["accuracy"] = NUMERICS
 SHOWN = {  # a table's part of the cases; the files have all
     "bench": (
         "cross_entropy value_and_grad",
@@ -46,6 +47,21 @@ def gaps(document: dict, source: str, link: str) -> str:
         cells = [duration(row[c]) if row.get(c) else "–" for c in columns]
         reached = max(row["memory"], row["arithmetic"]) / row["whole"]
         lines.append("| " + " | ".join([*_label(row["case"]), *cells, f"{reached:.0%}"]) + " |")
+    return "\n".join(lines)
+
+
+def accuracy(document: dict, source: str, link: str) -> str:
+    """The table of what `tools/accuracy.py` has measured."""
+    of = {"all": "all float32 inputs", "sample": "a sample of float32 inputs"}[document["inputs"]]
+    lines = [
+        f"{_where(document)}; {of}; {_when(document)}: [{source}]({link}).",
+        "",
+        "| function | forward, ULP | at x = | backward, ULP | at |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for forward, backward in zip(document["rows"][::2], document["rows"][1::2], strict=True):
+        name, of, at = forward["function"], backward["of"], backward["at"]
+        lines.append(f"| {name} | {forward['ulp']:.2f} | {forward['at']:.6g} | {backward['ulp']:.2f} | {of} = {at:.6g} |")
     return "\n".join(lines)
 
 
@@ -85,8 +101,8 @@ def _when(document: dict) -> str:
 def table(name: str, document: dict, source: str) -> str:
     """The Markdown between the markers."""
     link = Path(*[".."] * (len(PLACES[name].relative_to(ROOT).parts) - 1), source).as_posix()
-    if name in ("axis", "gaps"):
-        return {"axis": axis, "gaps": gaps}[name](document, source, link)
+    if name in (own := {"accuracy": accuracy, "axis": axis, "gaps": gaps}):
+        return own[name](document, source, link)
     cases = document["cases"]
     rivals = list(dict.fromkeys(n for c in cases for n, t in c["timings"].items() if n != OURS and "extra_bytes" in t))
     rows = [c for c in cases if name not in SHOWN or c["case"].rsplit(" ", 2)[0] in SHOWN[name]]

@@ -9,6 +9,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xpnn.backends import special
 from xpnn.backends.arrays import dtype_name
 from xpnn.backends.declare import evaluate
 from xpnn.backends.kinds import Full, Index
@@ -31,6 +32,12 @@ class Shim:
 
     def arange(self, stop: int) -> Any:
         return self._xp.arange(stop, device=self._device)
+
+    def erf(self, x: Any) -> Any:
+        return special.erf(self._xp, x)
+
+    def erfc(self, x: Any) -> Any:
+        return special.erfc(self._xp, x)
 
     def argmax(self, x: Any, *, axis: int, keepdims: bool) -> Any:
         """The first column that holds the row's maximum, or NaN, in every library."""

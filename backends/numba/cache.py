@@ -19,6 +19,7 @@ from types import ModuleType
 import numba
 import numpy as np
 
+from xpnn.backends import special
 from xpnn.backends.folder import write
 
 _LOCK = threading.RLock()
@@ -27,7 +28,7 @@ _LOCK = threading.RLock()
 @functools.cache
 def _library() -> str:
     """A hash of what emitted modules import."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(special.__file__)]
     return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
 
 

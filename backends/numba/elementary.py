@@ -168,6 +168,9 @@ class _Value:
         """How far every lane is shifted: part of the instruction, so nothing to hold."""
         return ir.Constant(self.kind, [bits] * self.lanes if self.lanes else bits)
 
+    def __neg__(self) -> "_Value":
+        return _Value(self.builder, self.builder.fneg(self.raw))
+
     def __abs__(self) -> "_Value":
         return self._intrinsic("fabs")
 
@@ -282,21 +285,22 @@ def _exp_by_table(v: _Value) -> _Value:
     high, low = (part / STEPS for part in v.format.ln2)
     r = n.fma(-low, n.fma(-high, v))
     bits = shifted.as_bits()
-    power = _entry(bits).plus_bits(bits << v.format.mantissa - 4).as_float()
+    powers = [_float_bits(2 ** (k / STEPS)) - (k << 19) for k in range(STEPS)]
+    power = _entry(bits, "powers", powers).plus_bits(bits << v.format.mantissa - 4).as_float()
     return power.fma(_polynomial(r, v.format.exp_short) * r, power)
 
 
-def _entry(n: _Value) -> _Value:
-    """The entry n mod 16 of the table of `_exp_by_table`."""
+def _entry(n: _Value, name: str, values: Sequence[int]) -> _Value:
+    """The entry n mod 16 of a table of the bits of floats."""
     module, integer = n.builder.module, ir.IntType(32)
-    name = "xpnn.powers"
+    name = f"xpnn.{name}"
     table = module.globals.get(name)
     if table is None:
         kind = ir.ArrayType(integer, STEPS)
         table = ir.GlobalVariable(module, kind, name)
         table.linkage = "linkonce_odr"
         table.global_constant = True
-        table.initializer = ir.Constant(kind, [_float_bits(2 ** (k / STEPS)) - (k << 19) for k in range(STEPS)])
+        table.initializer = ir.Constant(kind, values)
     if not n.lanes:
         place = n.builder.gep(table, [integer(0), (n & (STEPS - 1)).raw])
         return _Value(n.builder, n.builder.load(place))

@@ -32,9 +32,9 @@ _HALVES = ("", "_float16", "_bfloat16")
 _VOCABULARY = {
     "crest": [f"crest{half}" for half in _HALVES],
     "lanes": [
-        "absolute", "columns", "divide", "doubled", "exp", "expm1", "exp_nonpositive", "keep", "least", "log", "log1p",
-        "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt",
-        "tanh", "to_float", "to_int", "total", "where",
+        "absolute", "columns", "divide", "doubled", "erf", "erfc", "exp", "expm1", "exp_nonpositive", "keep", "least", "log",
+        "log1p", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh",
+        "to_float", "to_int", "total", "where",
     ],
     "memory": [
         "apart", "cut", "desk", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES),

@@ -22,7 +22,8 @@ _INFIX = {
 }
 _CALLS = {
     "abs": "absolute", "neg": "negative", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
-    "tanh": "tanh", "maximum": "maximum", "minimum": "minimum", "and": "logical_and", "or": "logical_or", "not": "logical_not",
+    "tanh": "tanh", "erf": "erf", "erfc": "erfc", "maximum": "maximum", "minimum": "minimum",
+    "and": "logical_and", "or": "logical_or", "not": "logical_not",
 }  # fmt: skip
 READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum": "sums", "gather": "taken"}
 
@@ -164,10 +165,13 @@ class Writer:
 
 
 def _nonpositive(node: Node) -> bool:
-    """Whether a value is known to be at most zero (or NaN): x - max(x), -|x|."""
+    """Whether a value is known to be at most zero (or NaN): x - max(x), -|x|, -x**2 / 2."""
     if node.op == "sub":
         a, b = node.args
         return b.op == "row_max" and b.args[0] is a
+    if node.op == "mul":  # a negative number times a square
+        number, square = node.args
+        return number.op == "constant" and number.value <= 0 and square.op == "mul" and square.args[0] is square.args[1]
     return node.op == "neg" and node.args[0].op == "abs"
 
 

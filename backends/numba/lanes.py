@@ -18,7 +18,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from xpnn.backends.numba import elementary
+from xpnn.backends.numba import elementary, error_function
 from xpnn.backends.numba.elementary import splat
 
 LANE_BYTES = 64
@@ -161,6 +161,14 @@ def _tanh(builder: Any, a: ir.Value) -> ir.Value:
     return elementary.tanh(builder, a)
 
 
+def _erf(builder: Any, a: ir.Value) -> ir.Value:
+    return error_function.erf(builder, a)
+
+
+def _erfc(builder: Any, a: ir.Value) -> ir.Value:
+    return error_function.erfc(builder, a)
+
+
 def _sqrt(builder: Any, a: ir.Value) -> ir.Value:
     return _call(builder, "llvm.sqrt", [a])
 
@@ -200,6 +208,8 @@ expm1 = _elementwise("expm1", _expm1)
 log = _elementwise("log", _log)
 log1p = _elementwise("log1p", _log1p)
 tanh = _elementwise("tanh", _tanh)
+erf = _elementwise("erf", _erf)
+erfc = _elementwise("erfc", _erfc)
 sqrt = _elementwise("sqrt", _sqrt)
 absolute = _elementwise("absolute", _absolute)
 negative = _elementwise("negative", _negative)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from xpnn.backends.arrays import Frame, numpy_dtype
 from xpnn.backends.bind import bind
 from xpnn.backends.call import made_by
 from xpnn.backends.declare import trace
-from xpnn.backends.interpret import Sized, interpret
+from xpnn.backends.interpret import FORMATS, Sized, interpret
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Matrix
 from xpnn.backends.prepare import Given, default_given, kind_of, prepare_shapes
@@ -37,13 +36,6 @@ from xpnn.samples import DTYPES, HALF, Array, Variant, is_float, place, sample, 
 TOLERANCE = 4.0  # ULP beyond the composed formula's own error: exp, log and a quotient may each be off by one
 GRADIENT_TOLERANCE = 2.0**27  # ULP of float64, about 3e-8: what central differences can see
 SHAPES = ((1, 1), (4, 7), (3, 37), (40, 10), (3, 5000))
-# bits of the significand, the smallest normal number, the largest
-_FORMATS = {
-    "float16": (11, 2.0**-14, 65504.0),
-    "bfloat16": (8, 2.0**-126, 2.0**128 - 2.0**120),
-    "float32": (24, 2.0**-126, 2.0**128 - 2.0**104),
-    "float64": (53, 2.0**-1022, float(np.finfo(np.float64).max)),
-}
 STEP = 1e-6  # of central differences in float64
 _WIDER = {"float16": np.float64, "bfloat16": np.float64, "float32": np.float64, "float64": np.longdouble}
 
@@ -116,17 +108,16 @@ class Recorded(NamedTuple):
     options: dict[str, Any]
     frame: Frame
 
-    def results(self, program: Program, judged: str = "float64") -> dict[str, Sized]:
+    def results(self, program: Program, rounded: str = "float64") -> dict[str, Sized]:
         """What a program (this one, or a changed one) gives for the arrays, in the caller's shapes.
 
-        Sizes are for terms that were `judged` in a dtype.
+        `rounded` is the dtype that the sizes are for.
         """
 
         def shaped(values: Array, name: str) -> Array:
             return np.asarray(self.frame.restore(np, np.asarray(values), program.outputs[name].shape))
 
-        digits, least, _ = _FORMATS[judged]
-        found = interpret(program, self.arrays, self.options, least, math.ldexp(least, digits))
+        found = interpret(program, self.arrays, self.options, rounded)
         return {n: Sized(shaped(v.value, n), shaped(v.size, n)) for n, v in found.items()}
 
 
@@ -179,7 +170,7 @@ def ulps(ours: Array, truth: Array, size: Array, dtype: str, computed: str = "")
 
 def _unit(scale: Array, dtype: str) -> Array:
     """The distance between neighbours at some numbers; at least the smallest normal one."""
-    digits, least, most = _FORMATS[dtype]
+    digits, least, most = FORMATS[dtype]
     scale = np.clip(scale, least, most)
     return np.asarray(np.maximum(np.ldexp(np.ones_like(scale), np.frexp(scale)[1] - digits), least))
 

@@ -12,6 +12,25 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"xpnn.torch needs PyTorch: pip install 'xpnn[torch]' ({error})") from error
 
+from xpnn.torch.activations import (
+    celu,
+    elu,
+    geglu,
+    gelu,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    mish,
+    relu,
+    relu6,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    swiglu,
+    tanh,
+)
 from xpnn.torch.functional import (
     binary_cross_entropy_with_logits,
     causal_lm_loss,
@@ -22,17 +41,16 @@ from xpnn.torch.functional import (
     log_softmax,
     mse_loss,
     nll_loss,
-    relu,
-    sigmoid,
     smooth_l1_loss,
     softmax,
-    tanh,
 )
 from xpnn.torch.patch import patch
 
 __all__ = [
-    "binary_cross_entropy_with_logits", "causal_lm_loss", "cross_entropy", "huber_loss", "kl_div", "linear_cross_entropy",
-    "log_softmax", "mse_loss", "nll_loss", "patch", "relu", "sigmoid", "smooth_l1_loss", "softmax", "tanh",
+    "binary_cross_entropy_with_logits", "causal_lm_loss", "celu", "cross_entropy", "elu", "geglu", "gelu", "hardsigmoid",
+    "hardswish", "hardtanh", "huber_loss", "kl_div", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish",
+    "mse_loss", "nll_loss", "patch", "relu", "relu6", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus",
+    "swiglu", "tanh",
 ]  # fmt: skip
 
 del torch

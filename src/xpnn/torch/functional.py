@@ -1,4 +1,4 @@
-"""`torch.nn.functional`'s functions, with its signatures."""
+"""`torch.nn.functional`'s normalizers and losses, with its signatures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import xpnn
 from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError
 from xpnn.torch.ops import Op
 
-_RELU, _SIGMOID, _TANH = Op(xpnn.relu), Op(xpnn.sigmoid), Op(xpnn.tanh)
 _SOFTMAX, _LOG_SOFTMAX = Op(xpnn.softmax), Op(xpnn.log_softmax)
 _CROSS_ENTROPY = Op(
     xpnn.cross_entropy,
@@ -82,39 +81,7 @@ def _warn_of_sizes(input: torch.Tensor, target: torch.Tensor) -> None:
         )
 
 
-# --- activations ---
-
-
-def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-    """max(0, x), as `torch.nn.functional.relu`; `inplace=True` is a ValueError.
-
-    >>> import torch, xpnn.torch
-    >>> xpnn.torch.relu(torch.tensor([-1.0, 2.0]))
-    tensor([0., 2.])
-    """
-    if inplace:
-        raise ArgumentError("relu: inplace: got True, expected False")
-    return _RELU((input,))
-
-
-def sigmoid(input: torch.Tensor) -> torch.Tensor:
-    """1 / (1 + exp(-x)), as `torch.nn.functional.sigmoid`.
-
-    >>> import torch, xpnn.torch
-    >>> xpnn.torch.sigmoid(torch.tensor([-1000.0, 0.0]))
-    tensor([0.0000, 0.5000])
-    """
-    return _SIGMOID((input,))
-
-
-def tanh(input: torch.Tensor) -> torch.Tensor:
-    """The hyperbolic tangent, as `torch.nn.functional.tanh`.
-
-    >>> import torch, xpnn.torch
-    >>> xpnn.torch.tanh(torch.tensor([0.0, 100.0]))
-    tensor([0., 1.])
-    """
-    return _TANH((input,))
+# --- normalizers ---
 
 
 def softmax(

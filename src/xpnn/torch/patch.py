@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from torch._C import _are_functorch_transforms_active as is_transformed
 from torch.compiler import is_compiling
 
-from xpnn.torch import functional
+from xpnn.torch import activations, functional
 from xpnn.torch.arrays import FLOATS, HALF
 from xpnn.torch.ops import PLAIN, has_tangent
 
 NAMES = (
-    "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss", "kl_div", "linear_cross_entropy", "log_softmax",
-    "mse_loss", "nll_loss", "relu", "sigmoid", "smooth_l1_loss", "softmax", "tanh",
+    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh",
+    "huber_loss", "kl_div", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish", "mse_loss", "nll_loss", "relu",
+    "relu6", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "tanh",
 )  # fmt: skip
 
 
@@ -29,7 +31,7 @@ class Patch:
         self._made: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         for name in names:
             original = getattr(torch.nn.functional, name)
-            ours = _drop_in(original, getattr(functional, name))
+            ours = _drop_in(original, getattr(activations, name, None) or getattr(functional, name))
             setattr(torch.nn.functional, name, ours)
             self._made[name] = original, ours
 
@@ -60,7 +62,7 @@ def patch(*names: str) -> Patch:
     """Replace functions of `torch.nn.functional`, and so the losses of modules such as `torch.nn.CrossEntropyLoss`.
 
     What xpnn does not serve goes to PyTorch's own function: other devices, layouts and dtypes, subclasses of tensors,
-    transforms of `torch.func`, `relu(inplace=True)`, weights that require grad.
+    transforms of `torch.func`, `inplace=True`, weights that require grad.
 
     Parameters
     ----------
@@ -91,9 +93,13 @@ def patch(*names: str) -> Patch:
 
 
 def _drop_in(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(ours).parameters)
+    last = names.index("inplace") if "inplace" in names else len(names)
+
     @functools.wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
-        return (ours if _serves(ours, args, kwargs) else original)(*args, **kwargs)
+        over = kwargs.get("inplace") or (len(args) > last and args[last])  # the input is to be written to
+        return (ours if not over and _serves(ours, args, kwargs) else original)(*args, **kwargs)
 
     return function
 
@@ -111,8 +117,6 @@ def _serves(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             return False
         if not compiling and type(t) not in PLAIN:
             return False
-    if function is functional.relu:
-        return not (kwargs.get("inplace") or args[1:] == (True,))
     if function is functional.linear_cross_entropy:
         weight = kwargs.get("linear_weight", args[1] if len(args) > 1 else None)
         return weight is not None and weight.dim() == 2

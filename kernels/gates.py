@@ -1,0 +1,250 @@
+"""Gates: activations that multiply their input by a number between 0 and 1 which they make of it, or another input."""
+
+import math
+
+from xpnn.backends.kernel import kernel
+from xpnn.kernels.activations import sigmoid
+
+
+@kernel
+def silu(xp, x):
+    """x σ(x), with the logistic function σ; also called swish.
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Notes
+    -----
+    Elfwing et al., "Sigmoid-Weighted Linear Units", 2018. As in PyTorch, the result for −∞ is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> np.round(xpnn.silu([-1000.0, 1.0, 100.0]), 4)
+    array([ -0.    ,   0.7311, 100.    ])
+    """
+    return x * sigmoid.forward_formula(xp, x)
+
+
+@silu.backward
+def silu_backward(xp, dy, x):
+    """σ′ = σ(x) σ(−x), so g′ = σ(x) + x σ(x) σ(−x) = σ(x) (1 + x σ(−x)).
+
+    σ(−x) is not taken as 1 − σ(x), which would cancel far right.
+    """
+    s, c = both_sides(xp, x)
+    return dy * (s * (1.0 + x * c))
+
+
+def both_sides(xp, x):
+    """σ(x) and σ(−x), which add up to 1: with e = exp(−|x|) one is 1 / (1 + e) and the other e / (1 + e)."""
+    e = xp.exp(-xp.abs(x))
+    larger = 1.0 / (1.0 + e)
+    smaller = e * larger
+    return xp.where(x >= 0, larger, smaller), xp.where(x >= 0, smaller, larger)
+
+
+@kernel
+def mish(xp, x):
+    """x tanh(log(1 + eˣ)).
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Notes
+    -----
+    Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020. As tanh(log u) = (u² − 1) / (u² + 1), with
+    u = 1 + w and w = eˣ the factor is w (w + 2) / (w (w + 2) + 2): no logarithm, and nothing cancels. Above 0 both parts are
+    divided by w²: with e = exp(−x) it is (1 + 2e) / (1 + 2e + 2e²). As in PyTorch, the result for −∞ is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> np.round(xpnn.mish([-1000.0, 1.0, 100.0]), 4)
+    array([ -0.    ,   0.8651, 100.    ])
+    """
+    _, part, rest = mish_parts(xp, x)
+    return x * (part / (part + rest))
+
+
+def mish_parts(xp, x):
+    """e = exp(−|x|), and n and m of tanh(log(1 + eˣ)) = n / (n + m)."""
+    e = xp.exp(-xp.abs(x))
+    return e, xp.where(x >= 0, 1.0 + 2.0 * e, e * (e + 2.0)), xp.where(x >= 0, 2.0 * (e * e), 2.0)
+
+
+@mish.backward
+def mish_backward(xp, dy, x):
+    """g′ = T + x T′ with T = n / d, d = n + m, and T′ = (1 − T²) σ(x).
+
+    1 − T² = (1 − T)(1 + T) = m (2n + m) / d², and 2n + m = 2 (1 + e)² on both sides of 0. With σ(x) = 1 / (1 + e) above 0 and
+    e / (1 + e) below, T′ = 4 k (1 + e) / d², where k is e² above 0 and e below. So g′ = (n + 4 x k (1 + e) / d) / d, in which
+    terms cancel nowhere but around the minimum of g.
+    """
+    e, part, rest = mish_parts(xp, x)
+    d = 1.0 / (part + rest)
+    return dy * ((part + 4.0 * (x * xp.where(x >= 0, e * e, e)) * ((1.0 + e) * d)) * d)
+
+
+def check_approximate(name):
+    """A check that `approximate` is a way to compute gelu, for a kernel of a name."""
+
+    def check(kinds, shapes, options):
+        if options["approximate"] not in ("none", "tanh"):
+            raise ValueError(f"{name}: approximate: got {options['approximate']!r}, expected 'none' or 'tanh'")
+
+    return check
+
+
+@kernel(check=check_approximate("gelu"), variants=({}, {"approximate": "tanh"}))
+def gelu(xp, x, *, approximate="none"):
+    """x Φ(x), with Φ the distribution function of the normal distribution, or nearly so.
+
+    Parameters
+    ----------
+    x
+        Array of any shape.
+    approximate
+        "none", or "tanh": x (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³).
+
+    Returns
+    -------
+    array
+        Of the shape and floating dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        For another `approximate`.
+
+    Notes
+    -----
+    Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016. Φ(x) = erfc(−x / √2) / 2, which stays exact far left, where
+    1 + erf(x / √2) would cancel; and (1 + tanh u) / 2 is σ(2u), for the same reason. As in PyTorch, the result for −∞ is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> np.round(xpnn.gelu([-1000.0, 1.0, 100.0]), 4)
+    array([ -0.    ,   0.8413, 100.    ])
+    >>> np.round(xpnn.gelu([-1000.0, 1.0, 100.0], approximate="tanh"), 4)
+    array([ -0.    ,   0.8412, 100.    ])
+    """
+    if approximate == "tanh":
+        return x * sigmoid.forward_formula(xp, twice_u(xp, x)[0])
+    return 0.5 * x * xp.erfc(-math.sqrt(0.5) * x)
+
+
+def twice_u(xp, x):
+    """2u of gelu's approximation, and its derivative.
+
+    Where x² > 10⁶ the function is level: the square may stop there, and then overflows nowhere.
+    """
+    square = x * x
+    square = 0.044715 * xp.where(square > 1e6, 1e6, square)
+    factor = 2.0 * math.sqrt(2.0 / math.pi)
+    return factor * x * (1.0 + square), factor * (1.0 + 3.0 * square)
+
+
+@gelu.backward
+def gelu_backward(xp, dy, x, *, approximate="none"):
+    """g′ = Φ(x) + x φ(x) with the normal density φ(x) = exp(−x²/2) / √(2π).
+
+    With v = 2u, that of x σ(v) is σ(v) + x σ(v) · v′ σ(−v), multiplied in this order, in which nothing overflows.
+    """
+    if approximate == "tanh":
+        v, slope = twice_u(xp, x)
+        s, c = both_sides(xp, v)
+        return dy * (s + x * s * (slope * c))
+    return dy * (0.5 * xp.erfc(-math.sqrt(0.5) * x) + x * (xp.exp(-0.5 * (x * x)) / math.sqrt(2.0 * math.pi)))
+
+
+@kernel
+def swiglu(xp, gate, up):
+    """silu(gate) ⊙ up, the gated unit of Llama's feed-forward layers.
+
+    Parameters
+    ----------
+    gate, up
+        Arrays of any shape; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and
+        `h[..., n:]`, which copies nothing.
+
+    Returns
+    -------
+    array
+        Of their common shape and floating dtype.
+
+    Notes
+    -----
+    Shazeer, "GLU Variants Improve Transformer", 2020.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> h = np.array([[0.0, 1.0, 5.0, 2.0]])
+    >>> np.round(xpnn.swiglu(h[..., :2], h[..., 2:]), 4)
+    array([[0.    , 1.4621]])
+    """
+    return silu.forward_formula(xp, gate) * up
+
+
+@swiglu.backward
+def swiglu_backward(xp, dy, gate, up):
+    """dgate = dy ⊙ up ⊙ silu′(gate), and dup = dy ⊙ silu(gate)."""
+    return silu.backward_formula(xp, dy=dy * up, x=gate), dy * silu.forward_formula(xp, gate)
+
+
+@kernel(check=check_approximate("geglu"), variants=({}, {"approximate": "tanh"}))
+def geglu(xp, gate, up, *, approximate="none"):
+    """gelu(gate) ⊙ up.
+
+    Parameters
+    ----------
+    gate, up
+        Arrays of any shape; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and
+        `h[..., n:]`, which copies nothing.
+    approximate
+        "none" or "tanh", as `gelu` takes it.
+
+    Returns
+    -------
+    array
+        Of their common shape and floating dtype.
+
+    Raises
+    ------
+    ValueError
+        For another `approximate`.
+
+    Notes
+    -----
+    Shazeer, "GLU Variants Improve Transformer", 2020.
+
+    Examples
+    --------
+    >>> import numpy as np, xpnn
+    >>> np.round(xpnn.geglu(np.array([0.0, 1.0]), np.array([5.0, 2.0])), 4)
+    array([0.    , 1.6827])
+    """
+    return gelu.forward_formula(xp, gate, approximate=approximate) * up
+
+
+@geglu.backward
+def geglu_backward(xp, dy, gate, up, *, approximate="none"):
+    """dgate = dy ⊙ up ⊙ gelu′(gate), and dup = dy ⊙ gelu(gate)."""
+    dgate = gelu.backward_formula(xp, dy=dy * up, x=gate, approximate=approximate)
+    return dgate, dy * gelu.forward_formula(xp, gate, approximate=approximate)
