@@ -310,8 +310,9 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     elif plan.options is not None:
         options = plan.options
     if plan.frame.reach == "element" and plan.lib == "numpy" and _has_gaps(plan, raw):
-        rows, columns = plan.frame.shape
-        plan = Plan(plan.xp, plan.lib, plan.dtype, plan.given, Frame(plan.frame.shape, 1, rows, columns), plan.casts)
+        *lead, columns = shape = plan.frame.shape
+        by_rows = Frame(shape, len(lead), math.prod(lead), columns)
+        plan = Plan(plan.xp, plan.lib, plan.dtype, plan.given, by_rows, plan.casts)
     return Call(kernel, what, plan, raw, options)
 
 
@@ -319,7 +320,7 @@ def _has_gaps(plan: Plan, raw: Mapping[str, Any]) -> bool:
     """Whether an element-wise kernel's arrays have gaps between rows, which are then kept rather than copied."""
     shape = plan.frame.shape
     return (
-        len(shape) == 2
+        len(shape) >= 2
         and any(not a.flags.c_contiguous and a.shape == shape and a.dtype == plan.dtype for a in raw.values())
         and all(a.shape == shape for a in raw.values())
     )

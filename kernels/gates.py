@@ -2,6 +2,7 @@
 
 import math
 
+from xpnn.backends.halves import Halves
 from xpnn.backends.kernel import kernel
 from xpnn.kernels.activations import sigmoid
 
@@ -248,3 +249,49 @@ def geglu_backward(xp, dy, gate, up, *, approximate="none"):
     """dgate = dy ⊙ up ⊙ gelu′(gate), and dup = dy ⊙ gelu(gate)."""
     dgate = gelu.backward_formula(xp, dy=dy * up, x=gate, approximate=approximate)
     return dgate, dy * gelu.forward_formula(xp, gate, approximate=approximate)
+
+
+@kernel
+def glu(xp, a, b):
+    """a ⊙ σ(b), a and b being the halves of x along an axis; σ is the logistic function.
+
+    Parameters
+    ----------
+    x
+        Array of at least one dimension, of an even number of elements along the axis.
+    axis
+        The axis that is halved; the last by default.
+
+    Returns
+    -------
+    array
+        Of the floating dtype of `x`, and half as long along the axis.
+
+    Raises
+    ------
+    ValueError
+        Where the number of elements is odd.
+
+    Notes
+    -----
+    Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017; arguments as in
+    `torch.nn.functional.glu`. The halves are not copied: see `xpnn.backends.halves.Halves`, which has the same directions as
+    a kernel.
+
+    Examples
+    --------
+    >>> import xpnn
+    >>> xpnn.glu([3.0, 5.0, 0.0, 1000.0])
+    array([1.5, 5. ])
+    """
+    return a * sigmoid.forward_formula(xp, b)
+
+
+@glu.backward
+def glu_backward(xp, dy, a, b):
+    """da = dy ⊙ σ(b), and db = dy ⊙ a ⊙ σ(b) σ(−b)."""
+    s, c = both_sides(xp, b)
+    return dy * s, dy * (a * (s * c))
+
+
+glu = Halves(glu)

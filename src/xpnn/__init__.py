@@ -19,6 +19,7 @@ from xpnn.kernels import (
     elu,
     geglu,
     gelu,
+    glu,
     hardsigmoid,
     hardswish,
     hardtanh,
@@ -53,7 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError",
-    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "cross_entropy_probs", "elu", "geglu", "gelu",
+    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "cross_entropy_probs", "elu", "geglu", "gelu", "glu",
     "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kernel", "kl_div", "layer_norm", "leaky_relu", "linear",
     "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mish", "mse_loss", "nll_loss", "relu", "relu6", "rms_norm",
     "selu", "set_backend", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softmax_cross_entropy", "softmax_jacobian",
