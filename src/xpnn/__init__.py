@@ -11,6 +11,7 @@ from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
 from xpnn.backends.task import BackendError
 from xpnn.backends.trace import SubsetError
+from xpnn.diagnosis import diagnose
 from xpnn.kernels import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -37,7 +38,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError",
-    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "kernel", "kl_div", "linear",
+    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "diagnose", "huber_loss", "kernel", "kl_div",
+    "linear",
     "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "set_backend", "sigmoid",
     "smooth_l1_loss", "softmax",
     "softmax_cross_entropy", "softmax_jacobian", "tanh", "testing", "use_backend",
