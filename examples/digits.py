@@ -2,11 +2,13 @@
 
     python examples/digits.py --activation relu
     python examples/digits.py --activation tanh --backend numpy --seed 3
+    python examples/digits.py --diagnose
 
 1,797 images of 8×8 pixels. A quarter of them, drawn anew for each seed, is kept for the test.
 """
 
 import contextlib
+from pathlib import Path
 
 import click
 import numpy as np
@@ -77,9 +79,20 @@ def train(activation=xpnn.relu, *, epochs=30, seed=0, backend="auto", report=lam
 @click.option("--backend", type=click.Choice(["auto", "numpy", "numba"]), default="auto", show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split, the weights and the order.")
-def main(activation, backend, epochs, seed):
+@click.option(
+    "--diagnose", is_flag=True, help="Instead: where gradients vanish and units die, in deep and in unlucky networks."
+)
+@click.option("--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="With --diagnose: also draw vanishing.png and dead-units.png there.")  # fmt: skip
+def main(activation, backend, epochs, seed, diagnose, pictures):
     """Train a perceptron on handwritten digits and print its loss and test accuracy."""
     console = Console()
+    if diagnose:
+        import diagnosis
+
+        with xpnn.use_backend(backend):
+            diagnosis.show(digits(seed), seed, console, pictures)
+        return
     every = max(1, epochs // 10)
     progress = Progress(console=console, transient=True) if console.is_terminal else contextlib.nullcontext()
     with progress:

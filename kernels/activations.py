@@ -5,7 +5,9 @@ from xpnn.backends.kernel import kernel
 
 @kernel
 def sigmoid(xp, x):
-    """The logistic function, 1 / (1 + e⁻ˣ), in (0, 1).
+    r"""The logistic function, in (0, 1).
+
+    .. math:: g(x) = \frac{1}{1 + e^{-x}}
 
     Written with e = exp(−|x|), which never overflows: 1 / (1 + e) for x ≥ 0, and e / (1 + e), the same number, below.
 
@@ -37,7 +39,9 @@ def sigmoid_backward(xp, dy, y):
 
 @kernel
 def tanh(xp, x):
-    """The hyperbolic tangent, (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ), zero-centred, in (−1, 1).
+    r"""The hyperbolic tangent, zero-centred, in (−1, 1).
+
+    .. math:: g(x) = \frac{e^{x} - e^{-x}}{e^{x} + e^{-x}}
 
     Parameters
     ----------
@@ -66,7 +70,9 @@ def tanh_backward(xp, dy, y):
 
 @kernel
 def relu(xp, x):
-    """max(0, x); NaN stays NaN.
+    r"""The rectifier; NaN stays NaN.
+
+    .. math:: g(x) = \max(0, x)
 
     Parameters
     ----------

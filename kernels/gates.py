@@ -9,7 +9,9 @@ from xpnn.kernels.activations import sigmoid
 
 @kernel
 def silu(xp, x):
-    """x σ(x), with the logistic function σ; also called swish.
+    r"""x σ(x), with the logistic function σ; also called swish.
+
+    .. math:: g(x) = \frac{x}{1 + e^{-x}}
 
     Parameters
     ----------
@@ -54,7 +56,9 @@ def both_sides(xp, x):
 
 @kernel
 def mish(xp, x):
-    """x tanh(log(1 + eˣ)).
+    r"""x tanh(log(1 + eˣ)).
+
+    .. math:: g(x) = x \, \tanh(\log(1 + e^{x}))
 
     Parameters
     ----------
@@ -113,7 +117,9 @@ def check_approximate(name):
 
 @kernel(check=check_approximate("gelu"), variants=({}, {"approximate": "tanh"}))
 def gelu(xp, x, *, approximate="none"):
-    """x Φ(x), with Φ the distribution function of the normal distribution, or nearly so.
+    r"""x Φ(x), with Φ the distribution function of the normal distribution, or nearly so.
+
+    .. math:: g(x) = x \, \Phi(x), \quad \Phi(x) = \frac{1}{2} \left(1 + \mathrm{erf}\left(x / \sqrt{2}\right)\right)
 
     Parameters
     ----------

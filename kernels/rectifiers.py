@@ -14,7 +14,9 @@ def clipped(xp, x, least, most):
 
 @kernel(variants=({}, {"negative_slope": -0.3}))
 def leaky_relu(xp, x, *, negative_slope=0.01):
-    """x above 0, and a small part of it below, so that no unit is ever dead.
+    r"""x above 0, and a small part of it below, so that no unit is ever dead.
+
+    .. math:: g(x) = \max(0, x) + s \, \min(0, x)
 
     Parameters
     ----------
@@ -48,7 +50,9 @@ def leaky_relu_backward(xp, dy, x, *, negative_slope=0.01):
 
 @kernel(variants=({}, {"alpha": 1.7}))
 def elu(xp, x, *, alpha=1.0):
-    """x above 0, and α (eˣ − 1) below, which levels off at −α.
+    r"""x above 0, and α (eˣ − 1) below, which levels off at −α.
+
+    .. math:: g(x) = \max(0, x) + \min(0, \alpha \, (e^{x} - 1))
 
     Parameters
     ----------
@@ -84,7 +88,9 @@ def elu_backward(xp, dy, x, *, alpha=1.0):
 
 @kernel
 def selu(xp, x):
-    """λ x above 0, and λ α (eˣ − 1) below, with α and λ such that a layer's outputs keep mean 0 and variance 1.
+    r"""λ x above 0, and λ α (eˣ − 1) below, with α and λ such that a layer's outputs keep mean 0 and variance 1.
+
+    .. math:: g(x) = \lambda \, (\max(0, x) + \min(0, \alpha \, (e^{x} - 1)))
 
     Parameters
     ----------
@@ -123,7 +129,9 @@ def check_celu(kinds, shapes, options):
 
 @kernel(check=check_celu, variants=({}, {"alpha": 2.0}, {"alpha": -4.0}))
 def celu(xp, x, *, alpha=1.0):
-    """x above 0, and α (exp(x / α) − 1) below: an `elu` whose slope is 1 on both sides of 0 for every α.
+    r"""x above 0, and α (exp(x / α) − 1) below: an `elu` whose slope is 1 on both sides of 0 for every α.
+
+    .. math:: g(x) = \max(0, x) + \min(0, \alpha \, (e^{x / \alpha} - 1))
 
     Parameters
     ----------
@@ -163,7 +171,9 @@ def celu_backward(xp, dy, x, *, alpha=1.0):
 
 @kernel(variants=({}, {"beta": 2.0, "threshold": 5.0}))
 def softplus(xp, x, *, beta=1.0, threshold=20.0):
-    """log(1 + exp(β x)) / β, a relu with its corner rounded off; x itself where β x is above a threshold.
+    r"""log(1 + exp(β x)) / β, a relu with its corner rounded off; x itself where β x is above a threshold.
+
+    .. math:: g(x) = \frac{1}{\beta} \, \log(1 + e^{\beta x})
 
     Parameters
     ----------
@@ -209,7 +219,9 @@ def check_hardtanh(kinds, shapes, options):
 
 @kernel(check=check_hardtanh, variants=({}, {"min_val": -0.5, "max_val": 2.0}))
 def hardtanh(xp, x, *, min_val=-1.0, max_val=1.0):
-    """x, cut off at two bounds; NaN stays NaN.
+    r"""x, cut off at two bounds; NaN stays NaN.
+
+    .. math:: g(x) = \min(\max(x, a), b)
 
     Parameters
     ----------
@@ -248,7 +260,9 @@ def hardtanh_backward(xp, dy, x, *, min_val=-1.0, max_val=1.0):
 
 @kernel
 def relu6(xp, x):
-    """min(max(0, x), 6), a `relu` that fits few bits; NaN stays NaN.
+    r"""min(max(0, x), 6), a `relu` that fits few bits; NaN stays NaN.
+
+    .. math:: g(x) = \min(\max(0, x), 6)
 
     Parameters
     ----------
@@ -277,7 +291,9 @@ def relu6_backward(xp, dy, y):
 
 @kernel
 def hardsigmoid(xp, x):
-    """min(max(0, x + 3), 6) / 6, a `sigmoid` of three straight lines.
+    r"""min(max(0, x + 3), 6) / 6, a `sigmoid` of three straight lines.
+
+    .. math:: g(x) = \frac{\min(\max(0, x + 3), 6)}{6}
 
     Parameters
     ----------
@@ -306,7 +322,9 @@ def hardsigmoid_backward(xp, dy, x):
 
 @kernel
 def hardswish(xp, x):
-    """x min(max(0, x + 3), 6) / 6, a `silu` without an exponential.
+    r"""x min(max(0, x + 3), 6) / 6, a `silu` without an exponential.
+
+    .. math:: g(x) = x \, \frac{\min(\max(0, x + 3), 6)}{6}
 
     Parameters
     ----------

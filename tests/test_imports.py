@@ -18,7 +18,9 @@ def loaded(python: Callable[..., str], code: str) -> list[str]:
     return python(f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])").split()
 
 
-@pytest.mark.parametrize("name", ["xpnn", "xpnn.kernels", "xpnn.backends.kernel", "xpnn.kernels.losses", "xpnn.testing"])
+@pytest.mark.parametrize(
+    "name", ["xpnn", "xpnn.kernels", "xpnn.backends.kernel", "xpnn.kernels.losses", "xpnn.testing", "xpnn.plot"]
+)
 def test_import_is_light(python: Callable[..., str], name: str) -> None:
     """Each may be the first import of a process, too."""
     assert loaded(python, f"import {name}") == []

@@ -11,6 +11,7 @@ from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
 from xpnn.backends.task import BackendError
 from xpnn.backends.trace import SubsetError
+from xpnn.diagnosis import diagnose
 from xpnn.kernels import (
     binary_cross_entropy_with_logits,
     celu,
@@ -54,8 +55,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError",
-    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "cross_entropy_probs", "elu", "geglu", "gelu", "glu",
-    "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kernel", "kl_div", "layer_norm", "leaky_relu", "linear",
+    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "cross_entropy_probs", "diagnose", "elu", "geglu", "gelu",
+    "glu", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kernel", "kl_div", "layer_norm", "leaky_relu", "linear",
     "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mish", "mse_loss", "nll_loss", "relu", "relu6", "rms_norm",
     "selu", "set_backend", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softmax_cross_entropy", "softmax_jacobian",
     "softplus", "swiglu", "tanh", "testing", "use_backend",

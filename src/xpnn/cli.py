@@ -1,4 +1,4 @@
-"""The command line: `xpnn info`, `xpnn bench`, `xpnn show` and `xpnn parity`."""
+"""The command line: `xpnn info`, `xpnn bench`, `xpnn show`, `xpnn parity` and `xpnn plot`."""
 
 from __future__ import annotations
 
@@ -291,6 +291,35 @@ def _parity_table(rows: list[dict[str, Any]]) -> None:
         numbers = [f"{row[n]:.3g}" for n in ("error_ulp", "bound_ulp")]
         table.add_row(*cells, *numbers, f"[{style}]{row['verdict']}[/]" if style else row["verdict"], str(row["truth"]))
     _console().print(table)
+
+
+@main.command()
+@click.argument("to", metavar="FILE", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+@_kernels
+@_import
+def plot(to: Path, names: tuple[str, ...], file: Path | None) -> None:
+    """Draw activations and their derivatives side by side into FILE, a .png or .svg.
+
+    Each comes with its formula, its range, the largest slope, and the parts where it saturates. Drawn is every kernel that is
+    element-wise, of one real input, and has a backward.
+    """
+    from xpnn import curves
+    from xpnn.plot import picture, write
+
+    if to.suffix not in (".png", ".svg"):
+        raise click.UsageError(f"{to}: expected a name that ends in .png or .svg")
+    if not to.parent.is_dir():
+        raise click.UsageError(f"{to}: there is no folder {to.parent}")
+    kernels = _chosen(names, file)
+    if not names:
+        kernels = [kernel for kernel in kernels if curves.refusal(kernel) is None]
+    with _progress() as progress:
+        task = progress.add_task("", total=len(kernels))
+        try:
+            figure = picture(kernels, lambda kernel: progress.update(task, advance=1, description=kernel.__name__))
+        except (ModuleNotFoundError, TypeError, xpnn.BackendError) as error:
+            raise click.ClickException(str(error)) from error
+        write(figure, to)
 
 
 # --- shared by the commands ---------------------------------------------------------------------------------------
