@@ -59,6 +59,7 @@ class Declaration:
     variants: tuple[dict[str, Any], ...]
     check: Check | None = None
     driver: Driver | None = None
+    wide: tuple[str, ...] = ()
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -75,11 +76,13 @@ class Declaration:
         """Whether half precision is too little for an array, and float32 is used in its place.
 
         So it is for a loss (an output of that name) and its cotangent, and for what there is one of in a row (`narrow`): saved
-        values, and beside a loss all others.
+        values, and beside a loss all others. And for what the kernel declares so.
         """
         if name in self.saved:
             return narrow
         source = self.gradients.get(name) or name.removeprefix("d")
+        if name in self.wide or source in self.wide:
+            return True
         return "loss" in self.outputs and (narrow or name == "loss" or source == "loss")
 
     @functools.cached_property
@@ -99,6 +102,7 @@ def parse(
     variants: tuple[dict[str, Any], ...],
     check: Check | None,
     driver: Driver | None,
+    wide: tuple[str, ...],
 ) -> Declaration:
     """Read a forward formula's signature.
 
@@ -131,18 +135,20 @@ def parse(
     if not outputs:
         raise TypeError(f"kernel {name}: outputs: got none, expected at least one name")
     for what, keys, known in (
-        ("off", off, options), ("wrt", wrt or (), inputs), ("domain", domain, inputs),
+        ("off", off, options), ("wrt", wrt or (), inputs), ("domain", domain, inputs), ("wide", wide, [*inputs, *outputs]),
         *(("variants", v, options) for v in variants),
     ):  # fmt: skip
         for key in keys:
             if key not in known:
-                kind = "option" if known is options else "input"
+                kind = "option" if known is options else "input" if known is inputs else "input or output"
                 raise TypeError(f"kernel {name}: {what} names {key!r}, which is not an {kind}")
     names = [*inputs, *options, *outputs, *saved]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:
         raise TypeError(f"kernel {name}: the names {sorted(twice)} stand for two things")
-    return Declaration(name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check, driver)
+    return Declaration(
+        name, formula, inputs, options, outputs, saved, dict(off), wrt, dict(domain), variants, check, driver, wide
+    )
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:

@@ -264,6 +264,7 @@ def kernel(
     variants: tuple[dict[str, Any], ...] = ...,
     check: Check | None = ...,
     driver: Driver | None = ...,
+    wide: tuple[str, ...] = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -276,6 +277,7 @@ def kernel(
     variants: tuple[dict[str, Any], ...] = ({},),
     check: Check | None = None,
     driver: Driver | None = None,
+    wide: tuple[str, ...] = (),
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -301,6 +303,8 @@ def kernel(
         sense together; it may replace options by others that mean the same.
     driver
         How a task is run where a backend's own way will not do, such as by chunks (`xpnn.backends.chunked`).
+    wide
+        Inputs and outputs for which half precision is too little: they are float32 beside arrays of half precision.
 
     Raises
     ------
@@ -334,6 +338,7 @@ def kernel(
                 variants=variants,
                 check=check,
                 driver=driver,
+                wide=wide,
             )
         )
         registry[made.__name__] = made

@@ -10,11 +10,13 @@ from xpnn.kernels.linear import linear
 from xpnn.kernels.linear_cross_entropy import linear_cross_entropy
 from xpnn.kernels.losses import cross_entropy, cross_entropy_probs, softmax_cross_entropy
 from xpnn.kernels.normalizers import log_softmax, logsumexp, softmax, softmax_jacobian
+from xpnn.kernels.optimizers import adagrad, adam, adamw, sgd
 from xpnn.kernels.regression import huber_loss, mse_loss, smooth_l1_loss
 
 __all__ = [
+    "adagrad", "adam", "adamw",
     "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "kl_div", "linear",
-    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "sigmoid", "smooth_l1_loss",
-    "softmax",
+    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "sgd", "sigmoid",
+    "smooth_l1_loss", "softmax",
     "softmax_cross_entropy", "softmax_jacobian", "tanh",
 ]  # fmt: skip

@@ -5,13 +5,16 @@
 array([[0.5, 0.5]])
 """
 
-from xpnn import testing
+from xpnn import init, testing
 from xpnn.backends.choice import set_backend, use_backend
 from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
 from xpnn.backends.task import BackendError
 from xpnn.backends.trace import SubsetError
 from xpnn.kernels import (
+    adagrad,
+    adam,
+    adamw,
     binary_cross_entropy_with_logits,
     cross_entropy,
     cross_entropy_probs,
@@ -25,6 +28,7 @@ from xpnn.kernels import (
     mse_loss,
     nll_loss,
     relu,
+    sgd,
     sigmoid,
     smooth_l1_loss,
     softmax,
@@ -37,8 +41,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Column", "Full", "Index", "Kernel", "Matrix", "Row", "Scalar", "SubsetError",
-    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "kernel", "kl_div", "linear",
-    "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "set_backend", "sigmoid",
-    "smooth_l1_loss", "softmax",
+    "adagrad", "adam", "adamw",
+    "binary_cross_entropy_with_logits", "cross_entropy", "cross_entropy_probs", "huber_loss", "init", "kernel", "kl_div",
+    "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "relu", "set_backend", "sgd",
+    "sigmoid", "smooth_l1_loss", "softmax",
     "softmax_cross_entropy", "softmax_jacobian", "tanh", "testing", "use_backend",
 ]  # fmt: skip
