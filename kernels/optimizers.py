@@ -4,6 +4,8 @@ Each step is one pass over its arrays, and in place with `out=`. Names, defaults
 done are those of `torch.optim` in PyTorch 2.13.
 """
 
+from typing import Any
+
 from xpnn.backends.kernel import kernel
 
 
@@ -170,7 +172,7 @@ def adagrad(xp, param, grad, state_sum, *, step=1, lr=1e-2, lr_decay=0.0, weight
     return param - rate * (g / (xp.sqrt(total) + eps)), total
 
 
-_ADAM = {
+_ADAM: dict[str, Any] = {
     "outputs": ("new_param", "new_exp_avg", "new_exp_avg_sq", "new_max_exp_avg_sq"),
     "off": {"weight_decay": 0.0},
     "wide": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "new_exp_avg", "new_exp_avg_sq", "new_max_exp_avg_sq"),
@@ -337,7 +339,7 @@ def adamw(
     >>> for step in (1, 2):
     ...     _ = xpnn.adamw(param, grad, exp_avg, exp_avg_sq, step=step, lr=0.1, out=(param, exp_avg, exp_avg_sq))
     >>> param
-    array([0.798101, 2.195899])
+    array([0.798101, 2.195902])
     """
     if weight_decay:
         param = (1 - lr * weight_decay) * param
