@@ -56,11 +56,12 @@ class Pulled(NamedTuple):
 
 @dataclass(eq=False)
 class Plan:
-    """What calls have in common whose arrays are of the same kinds, dtypes and shapes, and whose options are the same.
+    """What calls share whose arrays are of the same kinds, dtypes and shapes, and whose specialising options are the same.
 
-    `casts` are the dtypes of those arrays that are not used in their own; `options` is None where a kernel's `check` left them
-    as they were. `forms` is filled as results are asked for, `names` with lists of arguments and results that were worked out,
-    `pulled` and `backward` with what their pullbacks do, and with the plans of those.
+    `casts` are the dtypes of those arrays that are not used in their own. `asked` are the options that a kernel's `check` was
+    last shown, `options` what it made of them; None where it left them as they were. `forms` is filled as results are asked
+    for, `names` with lists of arguments and results that were worked out, `pulled` and `backward` with what their pullbacks do,
+    and with the plans of those.
     """
 
     xp: Any
@@ -69,6 +70,7 @@ class Plan:
     given: Given
     frame: Frame
     casts: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] | None = None
     forms: dict[Any, Form] = field(default_factory=dict)
     names: dict[Any, tuple[str, ...]] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class Call:
         if out:
             self._check_out(out, public)
         if self.frame.rows == 0 or self.frame.columns == 0:
-            results = self._nothing(expected, ready)
+            results, done = self._nothing(expected, ready), {}
         else:
             planes = self.frame.has_planes and getattr(ready.execute, "takes_planes", False)
             targets = {n: self._target(o, ready.shapes[n], planes) for n, o in out.items() if n in ready.shapes}
@@ -153,8 +155,9 @@ class Call:
             except OutOfRange as error:
                 raise self._worded(error) from None
             results = {n: v for n, v in results.items() if v is not None}
+            done = {n: out[n] for n, t in targets.items() if results.get(n) is t}
         with np.errstate(all="ignore"):  # what is too large for half precision becomes an infinity
-            return {n: self._settled(n, results[n], form, out.get(n)) for n in wanted if n in results}
+            return {n: done[n] if n in done else self._settled(n, results[n], form, out.get(n)) for n in wanted if n in results}
 
     def public_shape(self, name: str, shape: Shape, canonical: tuple[int, ...]) -> tuple[int, ...]:
         source = self.kernel.declaration.gradients.get(name)
@@ -236,10 +239,9 @@ class Call:
                 if self.lib == "numpy" and not o.flags.writeable:
                     raise ValueError(wrong(self.what, label, "a read-only array", "one that can be written"))
                 for other, a in (*self.raw.items(), *taken):
-                    if isinstance(a, Forgotten):
+                    if isinstance(a, Forgotten) or not np.shares_memory(memory(o), memory(a)):
                         continue
-                    same = _same_memory(o, a) and other in self.raw
-                    if not same and np.shares_memory(memory(o), memory(a)):
+                    if not (_same_memory(o, a) and other in self.raw):
                         raise ValueError(
                             wrong(
                                 self.what,
@@ -248,7 +250,7 @@ class Call:
                                 "memory of its own, or exactly one input's",
                             )
                         )
-                if 0 in [s for s, n in zip(o.strides, o.shape, strict=True) if n > 1]:
+                if o.size and 0 in [s for s, n in zip(o.strides, o.shape, strict=True) if n > 1]:
                     raise ValueError(wrong(self.what, label, "an array whose elements share memory", "one element each"))
                 taken.append((label, o))
 
@@ -298,10 +300,13 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
     key: Any = None
     if all(type(a) is np.ndarray for a in raw.values()):
         arrays = tuple((n, a.dtype, a.shape) for n, a in raw.items())
-        chosen = tuple((type(v), v) for v in options.values())
+        off = kernel.declaration.off
+        chosen = tuple(  # of a run-time number its type
+            type(v) if type(v) in (int, float) and (n not in off or v != off[n]) else (type(v), v) for n, v in options.items()
+        )
         key = what, arrays, tuple(roles.items()), chosen, bound.axis, bound.axis_given, bound.span
     plan = kernel._plans.get(key)
-    if plan is None:
+    if plan is None or not _holds(kernel, plan, raw, options):
         plan, raw = _planned(kernel, what, bound, roles)
         if key is not None:
             if len(kernel._plans) >= 1000:
@@ -314,6 +319,16 @@ def collect(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[Ki
         by_rows = Frame(shape, len(lead), math.prod(lead), columns)
         plan = Plan(plan.xp, plan.lib, plan.dtype, plan.given, by_rows, plan.casts)
     return Call(kernel, what, plan, raw, options)
+
+
+def _holds(kernel: Kernel, plan: Plan, raw: Mapping[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a plan holds for options that may differ from its own in run-time numbers, which are checked anew."""
+    check = kernel.declaration.check
+    if check is None or options == plan.asked:
+        return True
+    checked = dict(options)
+    check({n: kind for n, (kind, _) in plan.given.items()}, {n: a.shape for n, a in raw.items()}, checked)
+    return plan.options is None and checked == options
 
 
 def _has_gaps(plan: Plan, raw: Mapping[str, Any]) -> bool:
@@ -360,11 +375,10 @@ def _planned(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
         )
     dtype = (found[0] if len(found) == 1 else xp.result_type(*found)) if found else _double(xp)
     shapes = {n: tuple(a.shape) for n, a in raw.items()}
-    changed = None
+    asked, changed = dict(bound.options), None
     if d.check is not None:
-        before = dict(bound.options)
         d.check(kinds, shapes, bound.options)
-        changed = dict(bound.options) if bound.options != before else None
+        changed = dict(bound.options) if bound.options != asked else None
     present: Given = {n: (k, "int" if k is Index else "float") for n, k in kinds.items() if n in d.inputs}
     far = reach(kernel, default_given(d) | present, bound.options)
     matrices = any(Matrix in i.kinds for i in d.inputs.values())
@@ -375,4 +389,4 @@ def _planned(kernel: Kernel, what: str, bound: Bound, roles: Mapping[str, type[K
     given: Given = {n: (kinds[n], "int" if kinds[n] is Index else "float") for n in raw}
     own = {n: wide_dtype(xp, dtype) if n in wide else dtype for n in raw if kinds[n] is not Index}
     casts = {n: t for n, t in own.items() if raw[n].dtype != t}
-    return Plan(xp, lib, dtype, given, fr, casts, changed), raw
+    return Plan(xp, lib, dtype, given, fr, casts, asked, changed), raw

@@ -60,6 +60,7 @@ class Declaration:
     check: Check | None = None
     driver: Driver | None = None
     span: str | None = None
+    wide: tuple[str, ...] = ()
     backward: Formula | None = None
     backward_parameters: tuple[str, ...] = field(default=())
 
@@ -76,11 +77,13 @@ class Declaration:
         """Whether half precision is too little for an array, and float32 is used in its place.
 
         So it is for a loss (an output of that name) and its cotangent, and for what there is one of in a row (`narrow`): saved
-        values, and beside a loss all others.
+        values, and beside a loss all others. And for what the kernel declares so.
         """
         if name in self.saved:
             return narrow
         source = self.gradients.get(name) or name.removeprefix("d")
+        if name in self.wide or source in self.wide:
+            return True
         return "loss" in self.outputs and (narrow or name == "loss" or source == "loss")
 
     @functools.cached_property
@@ -101,6 +104,7 @@ def parse(
     check: Check | None,
     driver: Driver | None,
     span: str | None,
+    wide: tuple[str, ...],
 ) -> Declaration:
     """Read a forward formula's signature.
 
@@ -133,19 +137,21 @@ def parse(
     if not outputs:
         raise TypeError(f"kernel {name}: outputs: got none, expected at least one name")
     for what, keys, known in (
-        ("off", off, options), ("wrt", wrt or (), inputs), ("domain", domain, inputs),
+        ("off", off, options), ("wrt", wrt or (), inputs), ("domain", domain, inputs), ("wide", wide, [*inputs, *outputs]),
         *(("variants", v, options) for v in variants),
     ):  # fmt: skip
         for key in keys:
             if key not in known:
-                kind = "option" if known is options else "input"
+                kind = "option" if known is options else "input" if known is inputs else "input or output"
                 raise TypeError(f"kernel {name}: {what} names {key!r}, which is not an {kind}")
     names = [*inputs, *options, *outputs, *saved, *([] if span is None else [span])]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}
     if twice:
         raise TypeError(f"kernel {name}: the names {sorted(twice)} stand for two things")
     known_off, domains = dict(off), dict(domain)
-    return Declaration(name, formula, inputs, options, outputs, saved, known_off, wrt, domains, variants, check, driver, span)
+    return Declaration(
+        name, formula, inputs, options, outputs, saved, known_off, wrt, domains, variants, check, driver, span, wide
+    )
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:

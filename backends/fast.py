@@ -141,7 +141,8 @@ def remember(call: Call, direction: str, args: tuple[Any, ...], wanted: tuple[st
         passed.append(r + _as_bits(compiled.dtypes[n]))
     if target is None:
         lines.insert(1, "    if out is not None: return None")
-    values = {f"v{k}": call.options[n] for k, n in enumerate(e.numbers)}
+    numbers = compiled.program.numbers(call.options)
+    values = {f"v{k}": numbers[n] for k, n in enumerate(e.numbers)}
     joined = ", ".join([*passed, *values])
     lines += [
         # Numba does not look at types here, a tenth of the time of a small call: they have all been looked at above

@@ -70,6 +70,7 @@ def interpret(
         for s, size in zip(node.shape, inputs[name].shape, strict=True)
     }
     dtype = np.result_type(*([a.dtype for a in inputs.values() if a.dtype.kind == "f"] or [np.float64]))
+    options = program.numbers(options)
     known: dict[Node, Sized] = {}
     with np.errstate(all="ignore"):
         for node in walk(program.outputs.values()):

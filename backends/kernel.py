@@ -271,6 +271,7 @@ def kernel(
     check: Check | None = ...,
     driver: Driver | None = ...,
     span: str | None = ...,
+    wide: tuple[str, ...] = ...,
 ) -> Callable[[Formula], Kernel]: ...
 def kernel(
     formula: Formula | None = None,
@@ -284,6 +285,7 @@ def kernel(
     check: Check | None = None,
     driver: Driver | None = None,
     span: str | None = None,
+    wide: tuple[str, ...] = (),
 ) -> Any:
     """Make a kernel of a formula: a pure function of an array namespace `xp` and arrays.
 
@@ -312,6 +314,8 @@ def kernel(
     span
         A name for the argument by which the caller says what a row is made of: the shape of the last axes, which columns have
         too. It comes after the first input; left out, a row is the last axis. Such a kernel has no `axis`.
+    wide
+        Inputs and outputs for which half precision is too little: they are float32 beside arrays of half precision.
 
     Raises
     ------
@@ -346,6 +350,7 @@ def kernel(
                 check=check,
                 driver=driver,
                 span=span,
+                wide=wide,
             )
         )
         registry[made.__name__] = made

@@ -6,10 +6,13 @@ column's (1, "C") and a number (1, 1). Nodes are shared (common subexpressions a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +24,10 @@ DType = Literal["float", "int", "bool"]
 LIMITS = ("eps", "max", "min", "smallest_normal")  # what differs between floating-point dtypes, by its name in NumPy's finfo
 ROW_REDUCTIONS = {"row_sum", "row_max"}  # over the columns of one row
 GRID_REDUCTIONS = {"column_sum", "sum_rows"}  # over the rows: known only when every row is done
+_NUMBERS = {  # operations on numbers, as Python has them
+    "add": "({} + {})", "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})", "pow": "({} ** {})", "neg": "(-{})",
+    "cast": "{}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,8 @@ class Program:
     `inputs` and `options` are leaf nodes by name, `outputs` the results by name. `index` names the inputs that must lie in
     [0, C), with the option whose value is exempt. Extents that the formula takes to be equal have the same symbol.
     `seen` names the inputs that the formula looked at, if only at their shape, or for what no output depends on: a formula
-    that is run as it stands cannot do without them.
+    that is run as it stands cannot do without them. `derived` are those of the options that the caller does not give: numbers
+    made of run-time options alone, which `numbers` computes.
     """
 
     name: str
@@ -77,12 +85,28 @@ class Program:
     outputs: dict[str, Node]
     index: dict[str, str | None] = field(default_factory=dict)
     seen: frozenset[str] = frozenset()
+    derived: dict[str, Node] = field(default_factory=dict)
+
+    def numbers(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the loops are called with, given the caller's options: these, and the derived numbers, in double precision.
+
+        A formula that runs as it stands computes these in Python too: 1 - 0.999 in float32 would be off by 3e-5 of itself.
+        """
+        if not self.derived:
+            return options
+        values = zip(self.derived.items(), eval(self._derive, {}, options), strict=True)
+        return {**options, **{name: float(v) if node.dtype == "float" else v for (name, node), v in values}}
+
+    @functools.cached_property
+    def _derive(self) -> CodeType:
+        return compile(f"[{', '.join(map(_as_python, self.derived.values()))}]", self.name, "eval")
 
     def text(self) -> str:
         """The program, one operation a line; equal programs have equal text."""
         nodes = walk(self.outputs.values())
         number = {node: f"%{i}" for i, node in enumerate(nodes)}
         lines = [f"{name}: {list(node.shape)} {node.dtype}" for name, node in (self.inputs | self.options).items()]
+        lines += [f"{name} = {_as_python(node)}" for name, node in self.derived.items()]
         for node in nodes:
             args = ", ".join([number[a] for a in node.args] + ([repr(node.value)] if node.value is not None else []))
             lines.append(f"{number[node]} = {node.op}({args}) {list(node.shape)} {node.dtype}")
@@ -95,6 +119,36 @@ class Program:
     def reads(self) -> set[str]:
         """The names of the inputs that some output depends on."""
         return {n.value for n in walk(self.outputs.values()) if n.op == "input"}
+
+
+def derive(outputs: Mapping[str, Node], taken: Container[str]) -> tuple[dict[str, Node], dict[str, Node]]:
+    """Outputs in which each number made of options alone has become an option of its own; and what these are."""
+    nodes = walk(outputs.values())
+    numbers = {n for n in nodes if is_number(n)}
+    used = {a for n in nodes if n not in numbers for a in n.args} | {*outputs.values()}
+    largest = [n for n in nodes if n in numbers & used and n.args and any(a.op == "option" for a in walk([n]))]
+    names = (name for k in itertools.count() if (name := f"derived{k}") not in taken)
+    new = {n: Node("option", (), (1, 1), n.dtype, next(names)) for n in largest}
+    changed = dict(zip(outputs, substitute(outputs.values(), new), strict=True))
+    return changed, {leaf.value: n for n, leaf in new.items()}
+
+
+def is_number(node: Node) -> bool:
+    """Whether a value is made of options and constants alone, by operations that Python has."""
+    if node.op == "constant":
+        return not isinstance(node.value, str) and math.isfinite(node.value)  # one of LIMITS is the dtype's
+    if node.op not in _NUMBERS or node.shape != (1, 1) or (node.op == "cast" and node.dtype != "float"):
+        return node.op == "option"
+    return all(map(is_number, node.args))
+
+
+def _as_python(node: Node) -> str:
+    """A number made of options, as a Python expression."""
+    if node.op == "option":
+        return str(node.value)
+    if node.op == "constant":
+        return f"({node.value!r})" if node.value < 0 else repr(node.value)
+    return _NUMBERS[node.op].format(*map(_as_python, node.args))
 
 
 @dataclass(frozen=True)
@@ -158,14 +212,16 @@ def steps(program: Program) -> list[Step]:
             leaves: dict[Node, Node] = {p: Node("input", (), p.shape, p.dtype, names[p]) for p in products if when[p] <= number}
             outputs = dict(zip(made, substitute(made.values(), leaves), strict=True))
             used = [n for n in walk(outputs.values()) if n.op in {"input", "option"}]
+            options = {n.value: n for n in used if n.op == "option"}
             result.append(
                 Loop(
                     Program(
                         program.name,
                         {n.value: n for n in used if n.op == "input"},
-                        {n.value: n for n in used if n.op == "option"},
+                        options,
                         outputs,
                         program.index,
+                        derived={name: n for name, n in program.derived.items() if name in options},
                     )
                 )
             )

@@ -41,7 +41,7 @@ def executable(
         only = plan[0]
 
         def single(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
-            return only(arrays, numbers, out)
+            return only(arrays, program.numbers(numbers), out)
 
         single.compiled = only  # type: ignore[attr-defined]
         single.takes_planes = getattr(only, "takes_planes", False)  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def executable(
     homes = _homes(program, plan)
 
     def execute(xp: Any, arrays: Any, numbers: Any, out: Any) -> Any:
-        known = dict(arrays)
+        known, numbers = dict(arrays), program.numbers(numbers)
         # a product may read an input after a result was written: results never go straight over inputs here
         out = {n: o for n, o in out.items() if not any(share(o, a) for a in arrays.values())}
         for step in plan:

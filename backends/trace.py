@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from xpnn.backends.program import LIMITS, DType, Extent, Node, Program, Shape
+from xpnn.backends.program import LIMITS, DType, Extent, Node, Program, Shape, derive, is_number, walk
 
 UNARY = {
     "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
@@ -98,9 +98,10 @@ class Trace:
                 renamed[node] = Node(node.op, tuple(map(settle, node.args)), (rows, columns), node.dtype, value)
             return renamed[node]
 
+        taken = {*inputs, *options, *outputs}
+        made, derived = derive({key: settle(self.lift(value).node) for key, value in outputs.items()}, taken)
         stored: dict[str, Node] = {}
-        for key, value in outputs.items():
-            node = settle(self.lift(value).node)
+        for key, node in made.items():
             # results are floats, but for the number of a column in each row
             dtype: DType = "int" if node.dtype == "int" and node.shape[0] != 1 == node.shape[1] else "float"
             if node.is_leaf or node in stored.values() or node.dtype != dtype:  # an array of its own
@@ -108,8 +109,10 @@ class Trace:
             stored[key] = node
         read = {k: settle(v.node) for k, v in inputs.items()}
         self.see(*(value.node for value in outputs.values() if isinstance(value, Array)))
-        numbers = {k: settle(v.node) for k, v in options.items()}
-        return Program(name, read, numbers, stored, index, frozenset(self._seen))
+        leaves = {n.value: n for n in walk(stored.values()) if n.op == "option"}
+        given = {k: settle(v.node) for k, v in options.items() if k in leaves or k in index.values()}
+        numbers = given | {k: leaves[k] for k in derived}
+        return Program(name, read, numbers, stored, index, frozenset(self._seen), derived)
 
     def lift(self, value: Any) -> Array:
         if isinstance(value, Array):
@@ -260,14 +263,20 @@ class Array:
         return Namespace(self.trace).matmul(self, other)
 
     def __pow__(self, exponent: Any) -> Array:
-        if exponent != 2:
-            _refuse(f"it raises to the power {exponent!r} (only 2 is known)")
+        if all(is_number(self.trace.lift(a).node) for a in (self, exponent)):
+            return self.trace.apply("pow", self, exponent, dtype="float")
+        if isinstance(exponent, Array) or exponent != 2:
+            shown = "of an array" if isinstance(exponent, Array) else repr(exponent)
+            _refuse(f"it raises an array to the power {shown} (only 2 is known; numbers made of options may have any)")
         return self * self
+
+    def __rpow__(self, base: Any) -> Array:
+        return self.trace.lift(base) ** self
 
     def _unknown(self, *operands: Any) -> NoReturn:
         _refuse("it uses an operator other than + - * / ** 2 @, comparisons, & | ~")
 
-    __rpow__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __xor__ = __lshift__ = __rshift__ = _unknown
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __xor__ = __lshift__ = __rshift__ = _unknown
 
     def __bool__(self) -> bool:
         _refuse("it branches on a value that is known only at run time; use xp.where, or declare an off value", BranchError)

@@ -57,8 +57,15 @@ HEADS = (
 )
 
 # How kernels with optional parts are usually called: inputs that may be left out but are not, and options.
-USUAL_INPUTS: dict[str, tuple[str, ...]] = {"linear": ("bias",)}
-USUAL_OPTIONS: dict[str, dict[str, Any]] = {"linear": {"activation": xpnn.relu}}
+USUAL_INPUTS: dict[str, tuple[str, ...]] = {"linear": ("bias",), "sgd": ("momentum_buffer",)}
+USUAL_OPTIONS: dict[str, dict[str, Any]] = {"linear": {"activation": xpnn.relu}, "sgd": {"momentum": 0.9}}
+# Steps that are made in place: the input that each result is written over.
+IN_PLACE: dict[str, tuple[str, ...]] = {
+    "sgd": ("param", "momentum_buffer"),
+    "adagrad": ("param", "state_sum"),
+    "adam": ("param", "exp_avg", "exp_avg_sq"),
+    "adamw": ("param", "exp_avg", "exp_avg_sq"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,12 @@ class Case:
         return USUAL_OPTIONS.get(self.kernel.__name__, {})
 
     @property
+    def in_place(self) -> tuple[str, ...]:
+        """The inputs that results are written over, one for each; none where results have arrays of their own."""
+        built_in = self.kernel is getattr(xpnn, self.kernel.__name__, None)
+        return IN_PLACE.get(self.kernel.__name__, ()) if built_in else ()
+
+    @property
     def dimensions(self) -> int:
         """How many numbers the shape of such a case has."""
         return 3 if self.is_product else 2 if _by_rows(self.kernel) else 1
@@ -130,17 +143,22 @@ class Case:
     def bytes(self) -> int:
         """Bytes that must be moved: each array that is read, once, and each result, once."""
         reads = self.program.reads()
-        read = [n for name, n in self.program.inputs.items() if name in reads]
-        return sum(self._bytes(n) for n in (*read, *self.program.outputs.values()))
+        read = {name: n for name, n in self.program.inputs.items() if name in reads}
+        return sum(self._bytes(name, n) for name, n in (*read.items(), *self.program.outputs.items()))
 
     @functools.cached_property
     def written(self) -> int:
         """The part of `bytes` that is written."""
-        return sum(self._bytes(n) for n in self.program.outputs.values())
+        return sum(self._bytes(name, n) for name, n in self.program.outputs.items())
 
-    def _bytes(self, node: Node) -> int:
-        width = {"float": numpy_dtype(self.dtype).itemsize, "int": 8, "bool": 1}[node.dtype]
+    def _bytes(self, name: str, node: Node) -> int:
+        width = {"float": numpy_dtype(self._stored(name, node)).itemsize, "int": 8, "bool": 1}[node.dtype]
         return math.prod(self._extents(node.shape)) * width
+
+    def _stored(self, name: str, node: Node) -> str:
+        """The dtype of an array of floats."""
+        wide = self.dtype in HALF and self.kernel.declaration.is_wide(name, node.shape[1] == 1)
+        return "float32" if wide else self.dtype
 
     @functools.cached_property
     def operations(self) -> dict[str, int]:
@@ -165,7 +183,7 @@ class Case:
             if node.dtype == "int":
                 made[name] = rng.integers(0, self.shape[-1], rows)
             else:
-                values = _sample(rng, rows, columns, self.dtype, d.domain.get(name, "real"))
+                values = _sample(rng, rows, columns, self._stored(name, node), d.domain.get(name, "real"))
                 if Matrix in d.inputs[name].kinds:  # as networks are initialised, so that logits are about 1
                     made[name] = np.asarray(values * columns**-0.5, values.dtype)
                 else:

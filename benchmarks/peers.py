@@ -80,6 +80,8 @@ def contenders(
 def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
     """xpnn on one of its backends; the fused one writes into arrays that a first call has made."""
     kernel, inputs = case.kernel, case.kernel.declaration.inputs
+    if case.in_place:
+        return Contender(_steps(case, arrays, backend == "numba"), functools.partial(use_backend, backend))
     args = [arrays[n] for n in inputs if n in arrays]
     options: dict[str, Any] = dict(case.options)
     if args and list(arrays)[: len(args)] != list(inputs)[: len(args)]:  # one in the middle is left out
@@ -95,6 +97,23 @@ def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
             if out is not None:
                 options["out"] = out
     return Contender(functools.partial(run, *args, **options), functools.partial(use_backend, backend))
+
+
+def _steps(case: Case, arrays: dict[str, Array], fused: bool) -> Callable[[], Any]:
+    """One step after another on arrays of its own, each over what the step before left; composed, with new arrays each time."""
+    held = {n: a.copy() for n, a in arrays.items()}
+    over, options = case.in_place, dict(case.options)
+    if "step" in case.kernel.declaration.options:
+        options["step"] = 0
+
+    def step() -> Any:
+        if "step" in options:
+            options["step"] += 1
+        results = case.kernel(**held, **options, out=tuple(held[n] for n in over) if fused else None)
+        held.update(zip(over, results, strict=True))
+        return results
+
+    return step
 
 
 def _buffers(results: Any) -> Any:
@@ -156,6 +175,8 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
 
     torch: Any = importlib.import_module("torch")
     f = torch.nn.functional
+    if case.in_place:
+        return _torch_steps(torch, case, arrays, name)
     functions: dict[str, Callable[..., Any]] = {
         "softmax": lambda x: torch.softmax(x, -1),
         "log_softmax": lambda x: torch.log_softmax(x, -1),
@@ -227,6 +248,34 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         def call() -> Any:
             loss = function(x, *others)
             return loss.detach(), torch.autograd.grad(loss, wrt)
+
+    return Contender(call, reports_memory=False)
+
+
+def _torch_steps(torch: Any, case: Case, arrays: dict[str, Array], name: str) -> Contender:
+    """PyTorch's own optimiser on one parameter: its fused form where there is one, or its `foreach` form compiled."""
+    from xpnn.backends.numba import pool
+
+    if name == "torch chunked" or case.dtype in HALF:  # its states are of half precision too
+        raise OtherCasesError
+    torch.set_num_threads(pool.count())
+    held = {n: _tensor(torch, a.copy()) for n, a in arrays.items()}
+    param = torch.nn.Parameter(held["param"])
+    param.grad = held["grad"]
+    optimizer = {"sgd": "SGD", "adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW"}[case.kernel.__name__]
+    compiled = name == "torch.compile"
+    how = {"foreach": True} if compiled else {"fused": True}
+    made = getattr(torch.optim, optimizer)([param], lr=case.kernel.declaration.options["lr"], **case.options, **how)
+    kept = {"state_sum": "sum"}
+    made.state[param] = {kept.get(n, n): held[n] for n in case.in_place[1:]} | {"step": torch.tensor(0.0)}
+    step = made.step
+    if compiled:
+        torch._dynamo.reset()
+        step = torch.compile(made.step)
+
+    def call() -> Any:
+        step()
+        return param, *(made.state[param][kept.get(n, n)] for n in case.in_place[1:])
 
     return Contender(call, reports_memory=False)
 

@@ -31,18 +31,8 @@ COLOURS = {"sigmoid": "#c2410c", "relu": "#1d4ed8", "unlucky": "#c2410c", "Xavie
 # --- a network whose every step can be looked at --------------------------------------------------------------------------
 
 
-@xpnn.kernel(outputs=("moved", "squares"))
-def adagrad_step(xp, w, h, dw, *, rate=0.01, eps=1e-10):
-    """h ← h + dw², w ← w − rate dw / (√h + ε): a weight whose gradients are large takes small steps (Duchi et al., 2011).
-
-    `out=(w, h)` makes it run in place.
-    """
-    squares = h + dw * dw
-    return w - rate * dw / (xp.sqrt(squares) + eps), squares
-
-
 def adagrad(w, h, dw):
-    adagrad_step(w, h, dw, rate=ADAGRAD_RATE, out=(w, h))
+    xpnn.adagrad(w, dw, h, lr=ADAGRAD_RATE, out=(w, h))
 
 
 def plain(w, h, dw):

@@ -1,6 +1,6 @@
 """Train a multi-layer perceptron on scikit-learn's handwritten digits with nothing but this library's kernels.
 
-    python examples/digits.py --activation relu
+    python examples/digits.py --activation relu --optimizer adamw
     python examples/digits.py --activation tanh --backend numpy --seed 3
     python examples/digits.py --diagnose
 
@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import functools
 from pathlib import Path
 
 import click
@@ -24,18 +25,14 @@ import xpnn
 ACTIVATIONS = {"sigmoid": xpnn.sigmoid, "tanh": xpnn.tanh, "relu": xpnn.relu}
 HIDDEN = (256,)
 BATCH = 32
-RATE = 0.05  # falls to zero along a straight line
 SMOOTHING = 0.1
-
-
-@xpnn.kernel(outputs=("moved", "velocity"))
-def momentum(xp, w, v, dw, *, rate=0.1, friction=0.9):
-    """One step of gradient descent with momentum: v ← friction v + dw, w ← w − rate v.
-
-    `out=(w, v)` makes it run in place.
-    """
-    velocity = friction * v + dw
-    return w - rate * velocity, velocity
+# the step, how many arrays it keeps for each parameter, and the learning rate, which falls to zero along a straight line
+OPTIMIZERS = {
+    "sgd": (functools.partial(xpnn.sgd, momentum=0.9), 1, 0.05),
+    "adagrad": (xpnn.adagrad, 1, 0.02),
+    "adam": (xpnn.adam, 2, 0.003),
+    "adamw": (xpnn.adamw, 2, 0.003),
+}
 
 
 def digits(seed):
@@ -45,7 +42,15 @@ def digits(seed):
     return train_test_split(pixels, classes, test_size=0.25, stratify=classes, random_state=seed)
 
 
-def train(activation=xpnn.relu, *, epochs=30, seed=0, backend="auto", report=lambda epoch, losses, accuracy: None):
+def train(
+    activation=xpnn.relu,
+    optimizer="sgd",
+    *,
+    epochs=30,
+    seed=0,
+    backend="auto",
+    report=lambda epoch, losses, accuracy: None,
+):
     """Train, and return the loss of every step and the accuracy on the test images.
 
     `report` is called after each epoch.
@@ -53,21 +58,24 @@ def train(activation=xpnn.relu, *, epochs=30, seed=0, backend="auto", report=lam
     x_train, x_test, t_train, t_test = digits(seed)
     rng = np.random.default_rng(seed)
     params = xavier((x_train.shape[1], *HIDDEN, 10), rng)
-    velocities = [tuple(np.zeros_like(p) for p in layer) for layer in params]
+    move, kept, fastest = OPTIMIZERS[optimizer]
+    states = [[[np.zeros_like(p) for _ in range(kept)] for p in layer] for layer in params]
     steps = len(x_train) // BATCH
     losses = []
     accuracy = 0.0
     # matrices this small multiply faster on one BLAS thread than on several
     with xpnn.use_backend(backend), threadpool_limits(1, "blas"):
         for epoch in range(epochs):
-            rate = RATE * (1 - epoch / epochs)
+            options = {"lr": fastest * (1 - epoch / epochs)}
             for chosen in rng.permutation(len(x_train))[: steps * BATCH].reshape(steps, BATCH):
                 logits, caches = forward(params, x_train[chosen], activation)
                 loss, dlogits = xpnn.cross_entropy.value_and_grad(logits, t_train[chosen], label_smoothing=SMOOTHING)
                 losses.append(float(loss))
-                for layer, moving, gradients in zip(params, velocities, backward(dlogits, caches), strict=True):
-                    for w, v, dw in zip(layer, moving, gradients, strict=True):
-                        momentum(w, v, dw, rate=rate, out=(w, v))
+                if optimizer != "sgd":
+                    options["step"] = len(losses)
+                for layer, known, gradients in zip(params, states, backward(dlogits, caches), strict=True):
+                    for w, state, dw in zip(layer, known, gradients, strict=True):
+                        move(w, dw, *state, **options, out=(w, *state))
             logits, _ = forward(params, x_test, activation)
             accuracy = float(np.mean(np.argmax(logits, axis=-1) == t_test))
             report(epoch + 1, losses[-steps:], accuracy)
@@ -76,6 +84,7 @@ def train(activation=xpnn.relu, *, epochs=30, seed=0, backend="auto", report=lam
 
 @click.command()
 @click.option("--activation", type=click.Choice(list(ACTIVATIONS)), default="relu", show_default=True)
+@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
 @click.option("--backend", type=click.Choice(["auto", "numpy", "numba"]), default="auto", show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split, the weights and the order.")
@@ -84,7 +93,7 @@ def train(activation=xpnn.relu, *, epochs=30, seed=0, backend="auto", report=lam
 )
 @click.option("--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
               help="With --diagnose: also draw vanishing.png and dead-units.png there.")  # fmt: skip
-def main(activation, backend, epochs, seed, diagnose, pictures):
+def main(activation, optimizer, backend, epochs, seed, diagnose, pictures):
     """Train a perceptron on handwritten digits and print its loss and test accuracy."""
     console = Console()
     if diagnose:
@@ -104,7 +113,7 @@ def main(activation, backend, epochs, seed, diagnose, pictures):
             if epoch % every == 0 or epoch == epochs:
                 console.print(f"epoch {epoch:3}  loss {np.mean(losses):.4f}  test accuracy {accuracy:.2%}", highlight=False)
 
-        train(ACTIVATIONS[activation], epochs=epochs, seed=seed, backend=backend, report=report)
+        train(ACTIVATIONS[activation], optimizer, epochs=epochs, seed=seed, backend=backend, report=report)
 
 
 if __name__ == "__main__":

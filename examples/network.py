@@ -16,10 +16,10 @@ import xpnn
 
 
 def xavier(sizes, rng, dtype="float32"):
-    """Weights of variance 2 / (n₀ + n₂) and biases of zero, a pair for each layer.
+    """Xavier's weights and biases of zero, a pair for each layer.
 
     That keeps activations and gradients about as large in the last layer as in the first, so that no unit starts out
-    saturated and few ReLUs start out dead (Glorot and Bengio, 2010).
+    saturated and few ReLUs start out dead.
 
     Parameters
     ----------
@@ -28,11 +28,9 @@ def xavier(sizes, rng, dtype="float32"):
     rng
         A `numpy.random.Generator`.
     """
-    params = []
-    for n0, n2 in itertools.pairwise(sizes):
-        limit = np.sqrt(6 / (n0 + n2))  # the uniform distribution on (−limit, limit) has variance limit² / 3
-        params.append((rng.uniform(-limit, limit, (n2, n0)).astype(dtype), np.zeros(n2, dtype)))
-    return params
+    return [
+        (xpnn.init.xavier_uniform((n2, n0), rng=rng, dtype=dtype), np.zeros(n2, dtype)) for n0, n2 in itertools.pairwise(sizes)
+    ]
 
 
 def forward(params, x, activation=xpnn.relu):

@@ -90,6 +90,70 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     return x * sp.ndtr(x) if approximate == "none" else x / (1 + np.exp(-2 * inner))
 
 
+def sgd(
+    param: Array,
+    grad: Array,
+    momentum_buffer: Array | None = None,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> Any:
+    """As sums of products with the arrays given."""
+    sign = -1 if maximize else 1
+    kept, new = (0.0, 1.0) if momentum_buffer is None else (momentum, 1 - dampening)
+    given = np.stack([param, grad, grad if momentum_buffer is None else momentum_buffer])
+    buffer = np.tensordot([new * weight_decay, new * sign, kept], given, 1)
+    plain = np.tensordot([weight_decay, sign, 0.0], given, 1)
+    if not momentum:
+        return param - lr * plain
+    return param - lr * (plain + momentum * buffer if nesterov else buffer), buffer
+
+
+def adagrad(
+    param: Array,
+    grad: Array,
+    state_sum: Array,
+    *,
+    step: int = 1,
+    lr: float = 1e-2,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    eps: float = 1e-10,
+    maximize: bool = False,
+) -> tuple[Array, Array]:
+    """With the root of the sum as a hypotenuse."""
+    g = weight_decay * param + (-grad if maximize else grad)
+    root = np.hypot(np.sqrt(state_sum), g)
+    return param - np.divide(lr * g, (root + eps) * (1 + step * lr_decay - lr_decay)), root**2
+
+
+def adam(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
+    *,
+    step: int = 1,
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> tuple[Array, ...]:
+    """With both averages corrected, as in the paper's algorithm."""
+    g = weight_decay * param + (-grad if maximize else grad)
+    m, v = exp_avg - (1 - beta1) * (exp_avg - g), exp_avg_sq - (1 - beta2) * (exp_avg_sq - g**2)
+    most = () if max_exp_avg_sq is None else (np.fmax(max_exp_avg_sq, v),)
+    m_hat, v_hat = m / -np.expm1(step * np.log(beta1)), (most[0] if most else v) / -np.expm1(step * np.log(beta2))
+    return (param - np.divide(lr * m_hat, np.sqrt(v_hat) + eps), m, v, *most)
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "sigmoid": lambda x: sp.expit(x),
     "tanh": lambda x: -np.expm1(-2 * x) / (1 + np.exp(-2 * x)),
@@ -122,6 +186,10 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "linear_cross_entropy": lambda x, linear_weight, target, linear_bias=None, weight=None, chunk_size=None, **options: (
         cross_entropy(linear(x, linear_weight, linear_bias), target, weight, **options)
     ),
+    "sgd": sgd,
+    "adagrad": adagrad,
+    "adam": adam,
+    "adamw": lambda param, lr=1e-3, weight_decay=1e-2, **more: adam(param * (1 - lr * weight_decay), lr=lr, **more),
     "nll_loss": nll_loss,
     "binary_cross_entropy_with_logits": binary,
     "kl_div": lambda x, target, log_target=False, reduction="mean": reduced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -130,6 +131,36 @@ def test_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*arguments, "--html", str(tmp_path / "no" / "page.html")])
     assert done.exit_code == 2
     assert "there is no folder" in done.output
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam", "adamw"])
+def test_steps_in_place(name: str) -> None:
+    """Each contender makes its steps on arrays of its own, ours over them; PyTorch's optimiser comes to the same."""
+    (case,) = cases([getattr(xpnn, name)], shape=(1000,))
+    arrays = case.arrays()
+    before = {n: a.copy() for n, a in arrays.items()}
+    others = ["torch"] if importlib.util.find_spec("torch") else []
+    found, _, notes = peers.contenders(case, arrays, others)
+    assert list(found) == ["xpnn", "numpy", *others]
+    assert notes == []
+    with found["xpnn"].scope():
+        first, second = found["xpnn"].call(), found["xpnn"].call()
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    assert case.bytes == (len(arrays) + len(first)) * 4000
+    for n, a in arrays.items():
+        assert (a == before[n]).all()
+
+
+def test_steps_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = cases([xpnn.adamw], shape=(1000,))
+    steps = peers._steps
+    monkeypatch.setattr(peers, "_steps", lambda case, arrays, fused: steps(case, arrays if fused else spoilt(arrays), fused))
+
+    def spoilt(arrays: dict[str, Any]) -> dict[str, Any]:
+        return arrays | {"exp_avg_sq": arrays["exp_avg_sq"] * 1.01}
+
+    with pytest.raises(peers.WrongResultError, match="numpy differs from xpnn"):
+        peers.contenders(case, case.arrays())
 
 
 def test_rivals_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,10 +101,22 @@ def test_digits_accuracy(example, activation, epochs):
     assert accuracy >= 0.97
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam", "adamw"])
+def test_digits_optimizers(example, optimizer):
+    """Five epochs of each, composed and fused; whichever learns."""
+    train = example("digits").train
+    losses, accuracy = train(optimizer=optimizer, epochs=5)
+    assert accuracy >= 0.95
+    composed, _ = train(optimizer=optimizer, epochs=1, backend="numpy")
+    fused, _ = train(optimizer=optimizer, epochs=1, backend="numba")
+    np.testing.assert_allclose(fused, composed, rtol=1e-4, atol=0)
+    assert losses[0] == pytest.approx(fused[0], rel=1e-6)
+
+
 def test_digits_command(example):
     from click.testing import CliRunner
 
-    result = CliRunner().invoke(example("digits").main, ["--activation", "sigmoid", "--epochs", "1"])
+    result = CliRunner().invoke(example("digits").main, ["--activation", "sigmoid", "--optimizer", "adamw", "--epochs", "1"])
     assert result.exit_code == 0, result.output
     assert "test accuracy" in result.output
 

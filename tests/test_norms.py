@@ -127,7 +127,7 @@ def test_the_short_way(close: Callable[..., None], numpy_reference: Callable[...
         close(xpnn.layer_norm(x, (6,), weight, bias), y)
         close(xpnn.layer_norm(x, None, weight[::-1], bias), numpy_reference(xpnn.layer_norm, x, None, weight[::-1], bias))
         for k, message in enumerate(("normalized_shape: got", "weight: got shape", "bias: got shape")):
-            given = [(5,), weight, bias]
+            given: list[Any] = [None if k else (5,), weight, bias]
             given[k] = given[k][:-1] if k else given[k]
             with pytest.raises(ValueError, match=message):
                 xpnn.layer_norm(x, *given)

@@ -220,14 +220,16 @@ def test_signature() -> None:
     assert [*inspect.signature(xpnn.softmax.backward).parameters] == ["dy", "y", "x", "axis", "wrt", "out"]
 
 
-def test_signature_binds_what_the_call_takes(case: Any) -> None:
-    arrays = case.arrays()
+def test_signature_binds_what_the_call_takes(any_case: Any) -> None:
+    kernel, options = any_case.kernel, any_case.options
+    arrays = any_case.arrays()
     first, *others = arrays.items()
-    bound = inspect.signature(case.kernel).bind(first[1], **dict(others), **case.options)
-    np.testing.assert_array_equal(case.kernel(*bound.args, **bound.kwargs), case.kernel(**arrays, **case.options))
+    bound = inspect.signature(kernel).bind(first[1], **dict(others), **options)
+    np.testing.assert_array_equal(kernel(*bound.args, **bound.kwargs), kernel(**arrays, **options))
 
 
-def test_help(case: Any) -> None:
+def test_help(any_case: Any) -> None:
+    case = any_case
     text = pydoc.plain(pydoc.render_doc(case.kernel))
     first = case.kernel.__doc__.splitlines()[0]
     assert first in text
@@ -238,9 +240,10 @@ def test_help(case: Any) -> None:
     assert case.kernel.backward.__doc__
 
 
-def test_identity_survives_pickling(case: Any) -> None:
-    for again in (pickle.loads(pickle.dumps(case.kernel)), copy.copy(case.kernel), copy.deepcopy(case.kernel)):
-        assert again is case.kernel
+def test_identity_survives_pickling(any_case: Any) -> None:
+    kernel = any_case.kernel
+    for again in (pickle.loads(pickle.dumps(kernel)), copy.copy(kernel), copy.deepcopy(kernel)):
+        assert again is kernel
 
 
 def test_repr() -> None:

@@ -84,7 +84,9 @@ class Composed:
             with np.errstate(all="ignore"):
                 if job.dtype in HALF:
                     return _in_single(job, xp, arrays, numbers, device)
-                return evaluate(job.declaration, Shim(xp, device), arrays, {**job.static, **numbers}, job.wanted)
+                results = evaluate(job.declaration, Shim(xp, device), arrays, {**job.static, **numbers}, job.wanted)
+            own = {id(a) for a in arrays.values()}  # a formula may return an input as it is: a result has memory of its own
+            return {n: xp.asarray(v, copy=True) if id(v) in own else v for n, v in results.items()}
 
         return execute
 

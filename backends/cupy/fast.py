@@ -59,7 +59,8 @@ def short_way(
     made = loop.results
     target = given_out[0] if len(given_out) == 1 else None
     symbols = loop.program.inputs[names[first]].shape
-    numbers = {("number", n): call.options[n] for n in loop.program.options}
+    values = loop.program.numbers(call.options)
+    numbers = {("number", n): values[n] for n in loop.program.options}
     checked = call.kernel._checked if call.kernel.declaration.check is not None else None
     if checked is not None:
         checked.add((direction, *(a.shape for a in args)))

@@ -150,6 +150,7 @@ def _renamed(program: Program, names: dict[str, str]) -> Program:
         {names[k]: new[v] for k, v in program.options.items()},
         {names[k]: v for k, v in zip(program.outputs, outputs, strict=True)},
         {names[k]: names.get(v, v) if v else v for k, v in program.index.items()},
+        derived={names[k]: substitute([v], new)[0] for k, v in program.derived.items()},
     )
 
 
