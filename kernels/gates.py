@@ -257,6 +257,7 @@ def geglu_backward(xp, dy, gate, up, *, approximate="none"):
     return dgate, dy * gelu.forward_formula(xp, gate, approximate=approximate)
 
 
+@Halves
 @kernel
 def glu(xp, a, b):
     """a ⊙ σ(b), a and b being the halves of x along an axis; σ is the logistic function.
@@ -293,11 +294,8 @@ def glu(xp, a, b):
     return a * sigmoid.forward_formula(xp, b)
 
 
-@glu.backward
+@glu.kernel.backward
 def glu_backward(xp, dy, a, b):
     """da = dy ⊙ σ(b), and db = dy ⊙ a ⊙ σ(b) σ(−b)."""
     s, c = both_sides(xp, b)
     return dy * s, dy * (a * (s * c))
-
-
-glu = Halves(glu)
