@@ -38,12 +38,14 @@ def silu(xp, x):
 
 @silu.backward
 def silu_backward(xp, dy, x):
-    """σ′ = σ(x) σ(−x), so g′ = σ(x) + x σ(x) σ(−x) = σ(x) (1 + x σ(−x)).
+    """σ′ = σ(x) σ(−x), so g′ = σ(x) (1 + x σ(−x)).
 
-    σ(−x) is not taken as 1 − σ(x), which would cancel far right.
+    With e = exp(−|x|) and d = 1 + e, σ(x) is 1 / d above 0 and e / d below, and σ(−x) the other; 1 − σ(x) would cancel far
+    right. So g′ = k (d + x m) / d², where k is 1 and m is e above 0, and the other way round below.
     """
-    s, c = both_sides(xp, x)
-    return dy * (s * (1.0 + x * c))
+    e = xp.exp(-xp.abs(x))
+    d = 1.0 + e
+    return dy * (xp.where(x >= 0, 1.0, e) * (d + x * xp.where(x >= 0, e, 1.0)) / (d * d))
 
 
 def both_sides(xp, x):
