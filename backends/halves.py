@@ -50,34 +50,34 @@ class Halves:
         return self.__name__
 
     def __call__(self, x: Any, axis: int = -1, *, out: Any = None) -> Any:
-        cut = _cut(self.__name__, x, axis)
-        a, b = cut.halves(cut.flat)
-        return cut.written(self.kernel(a, b, out=cut.place("out", out, cut.half)), cut.half, out)
+        whole = cut(self.__name__, x, axis)
+        a, b = whole.halves(whole.flat)
+        return whole.written(self.kernel(a, b, out=whole.place("out", out, whole.half)), whole.half, out)
 
     def vjp(self, x: Any, axis: int = -1, *, out: Any = None) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs; as `Kernel.vjp`. The pullback takes one cotangent, and `out=`."""
-        cut = _cut(self.__name__, x, axis)
-        place = cut.place("out", out, cut.half)
-        if out is not None and cut.lib in WRITABLE and np.may_share_memory(memory(out), memory(cut.x)):
+        whole = cut(self.__name__, x, axis)
+        place = whole.place("out", out, whole.half)
+        if out is not None and whole.lib in WRITABLE and np.may_share_memory(memory(out), memory(whole.x)):
             raise ValueError(wrong(self.__name__, "out", "the memory of x", "other memory: the pullback reads x"))
-        y, pull = self.kernel.vjp(*cut.halves(cut.flat), out=place)
+        y, pull = self.kernel.vjp(*whole.halves(whole.flat), out=place)
 
         def pullback(dy: Any, *, out: Any = None) -> Any:
             """The gradient for a cotangent of the output."""
-            return _gradient(cut._replace(what=f"{self.__name__} pullback"), pull, dy, out)
+            return _gradient(whole._replace(what=f"{self.__name__} pullback"), pull, dy, out)
 
-        return cut.written(y, cut.half, out), pullback
+        return whole.written(y, whole.half, out), pullback
 
     def backward(self, dy: Any, x: Any, axis: int = -1, *, out: Any = None) -> Any:
         """The gradient for a cotangent, given the input."""
-        cut = _cut(f"{self.__name__}.backward", x, axis)
-        halves = cut.halves(cut.flat)
-        return _gradient(cut, lambda dy, out=None: self.kernel.backward(dy, *halves, out=out), dy, out)
+        whole = cut(f"{self.__name__}.backward", x, axis)
+        halves = whole.halves(whole.flat)
+        return _gradient(whole, lambda dy, out=None: self.kernel.backward(dy, *halves, out=out), dy, out)
 
     def explain(self, x: Any, axis: int = -1) -> str:
         """Which backend a call would run on, and why not a faster one."""
-        cut = _cut(self.__name__, x, axis)
-        return self.kernel.explain(*cut.halves(cut.flat))
+        whole = cut(self.__name__, x, axis)
+        return self.kernel.explain(*whole.halves(whole.flat))
 
     def source(self, **options: Any) -> str:
         """The code that a backend runs, as text; as `Kernel.source`. It is given the halves."""
@@ -88,7 +88,7 @@ class Halves:
         self.kernel.warmup(**options)
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """An array, and as `flat` the matrix whose left and right half are its halves."""
 
     what: str
@@ -120,7 +120,7 @@ class _Cut(NamedTuple):
         return out
 
 
-def _cut(what: str, x: Any, axis: Any) -> _Cut:
+def cut(what: str, x: Any, axis: Any) -> Cut:
     x = accept(what, "x", x, None)
     shape = tuple(x.shape)
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
@@ -133,24 +133,24 @@ def _cut(what: str, x: Any, axis: Any) -> _Cut:
         raise ValueError(wrong(what, "x", f"{shape[axis]} elements along axis {axis}", "an even number"))
     xp = namespace(x)
     flat = xp.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:])))
-    return _Cut(what, x, xp, library(x), flat, (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :]))
+    return Cut(what, x, xp, library(x), flat, (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :]))
 
 
-def _gradient(cut: _Cut, pull: Callable[..., Any], dy: Any, out: Any) -> Any:
+def _gradient(whole: Cut, pull: Callable[..., Any], dy: Any, out: Any) -> Any:
     """The halves of the gradient, as one array."""
-    xp, x = cut.xp, cut.x
-    dy = accept(cut.what, "dy", dy, cut.lib)
-    if tuple(dy.shape) != cut.half:
-        raise ValueError(wrong(cut.what, "dy", f"shape {tuple(dy.shape)}", str(cut.half)))
-    if dtype_class(xp, cut.what, "x", x.dtype) != "float":
-        raise TypeError(wrong(cut.what, "x", f"dtype {dtype_name(x.dtype)}", "floating numbers, to differentiate by"))
-    dy = xp.reshape(dy, (cut.flat.shape[0], -1) if dy.size else (cut.flat.shape[0], 0))
-    if cut.lib not in WRITABLE:
+    xp, x = whole.xp, whole.x
+    dy = accept(whole.what, "dy", dy, whole.lib)
+    if tuple(dy.shape) != whole.half:
+        raise ValueError(wrong(whole.what, "dy", f"shape {tuple(dy.shape)}", str(whole.half)))
+    if dtype_class(xp, whole.what, "x", x.dtype) != "float":
+        raise TypeError(wrong(whole.what, "x", f"dtype {dtype_name(x.dtype)}", "floating numbers, to differentiate by"))
+    dy = xp.reshape(dy, (whole.flat.shape[0], -1) if dy.size else (whole.flat.shape[0], 0))
+    if whole.lib not in WRITABLE:
         if out is not None:
-            raise TypeError(wrong(cut.what, "out", f"a {cut.lib} array", f"None: {cut.lib} arrays are not written"))
+            raise TypeError(wrong(whole.what, "out", f"a {whole.lib} array", f"None: {whole.lib} arrays are not written"))
         return xp.reshape(xp.concat(pull(dy), axis=1), x.shape)
-    place = cut.place("out", out, tuple(x.shape))
+    place = whole.place("out", out, tuple(x.shape))
     if place is None:
-        place = xp.empty(cut.flat.shape, dtype=x.dtype)
-    pull(dy, out=cut.halves(place))
-    return cut.written(place, tuple(x.shape), out)
+        place = xp.empty(whole.flat.shape, dtype=x.dtype)
+    pull(dy, out=whole.halves(place))
+    return whole.written(place, tuple(x.shape), out)

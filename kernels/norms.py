@@ -6,7 +6,7 @@ from xpnn.backends.kernel import kernel
 from xpnn.backends.kinds import Column
 
 
-@kernel(saved=("mean", "rstd"), span="normalized_shape")
+@kernel(saved=("mean", "rstd"), span="normalized_shape", wide=("weight", "bias"))
 def layer_norm(xp, x, weight: Column = None, bias: Column = None, *, eps=1e-5):
     """yⱼ = wⱼ (xⱼ − μ) / √(σ² + ε) + bⱼ: each row brought to mean 0 and variance 1, then scaled and shifted.
 
@@ -73,7 +73,7 @@ def check_eps(kinds, shapes, options):
     options["eps"] = float(eps)
 
 
-@kernel(saved=("scale",), span="normalized_shape", check=check_eps, variants=({"eps": 1e-3},))
+@kernel(saved=("scale",), span="normalized_shape", wide=("weight",), check=check_eps, variants=({"eps": 1e-3},))
 def rms_norm(xp, x, weight: Column = None, *, eps=None):
     """yⱼ = wⱼ xⱼ / √(mean x² + ε): each row brought to a mean square of 1, then scaled.
 

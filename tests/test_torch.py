@@ -115,6 +115,9 @@ CALLS = {
     "relu6": lambda t: (((8 * random(4, 5, dtype=t, grad=False)).requires_grad_(),), {}),
     "swiglu": lambda t: ((random(4, 5, dtype=t), random(4, 5, seed=1, dtype=t)), {}),
     "geglu": lambda t: ((random(4, 5, dtype=t), random(4, 5, seed=1, dtype=t)), {"approximate": "tanh"}),
+    "glu": lambda t: ((random(4, 6, dtype=t), 1), {}),
+    "layer_norm": lambda t: ((random(4, 5, dtype=t), (5,), random(5, seed=1, dtype=t)), {"bias": random(5, seed=2, dtype=t)}),
+    "rms_norm": lambda t: ((random(4, 5, dtype=t), (5,), random(5, seed=1, dtype=t), 1e-3), {}),
     "softmax": lambda t: ((random(4, 5, dtype=t), 1), {}),
     "log_softmax": lambda t: ((random(4, 5, dtype=t), -1), {}),
     "cross_entropy": lambda t: ((random(4, 5, dtype=t), classes(4, of=5)), {}),
@@ -473,6 +476,8 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
 def sample(op):
     """Arguments of an operator."""
     args, kwargs = CALLS[op.name](torch.float32)
+    if op.name == "glu":  # its operator takes the halves
+        args = [half.detach().clone().requires_grad_() for half in args[0].chunk(2, 1)]
     tensors = [a for a in args if isinstance(a, torch.Tensor)] + [kwargs[n] for n in op.inputs if n in kwargs]
     return (*tensors, *[None] * (len(op.inputs) - len(tensors)), *op.defaults.values())
 
@@ -619,7 +624,7 @@ def test_patch_is_undone():
     patch.undo()
     assert F.cross_entropy is original
     with pytest.raises(ValueError, match="names: got 'glu'"):
-        ours.patch("glu")
+        ours.patch("prelu")
     with pytest.raises(ZeroDivisionError), ours.patch():
         1 / 0  # noqa: B018
     assert F.cross_entropy is original

@@ -25,17 +25,20 @@ from xpnn import kernels
 from xpnn.backends.arguments import Call, Form, collect
 from xpnn.backends.bind import bind, by_position, needs_backward, outs, require, single
 from xpnn.backends.call import made_by
+from xpnn.backends.halves import Halves, cut
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.prepare import Given, Prepared, backward_reads, kind_of, prepare, prepare_shapes
 
-_KERNELS = {name: k for name, k in vars(kernels).items() if isinstance(k, Kernel) and k.declaration.backward}
+_KERNELS = {
+    name: k for name, k in vars(kernels).items() if isinstance(k, Halves) or (isinstance(k, Kernel) and k.declaration.backward)
+}
 Arrays = dict[str, Any]
 
 __all__ = ["wrap", *_KERNELS]
 
 
 @functools.cache
-def wrap(kernel: Kernel) -> Callable[..., Any]:
+def wrap(kernel: Kernel | Halves) -> Callable[..., Any]:
     """A kernel as a JAX function with a `jax.custom_vjp`.
 
     Parameters
@@ -67,6 +70,8 @@ def wrap(kernel: Kernel) -> Callable[..., Any]:
     >>> float(jax.grad(xpnn.jax.wrap(cube))(2.0))
     12.0
     """
+    if isinstance(kernel, Halves):
+        return _of_halves(kernel)
     needs_backward(kernel)
     d, what = kernel.declaration, kernel.__name__
 
@@ -84,6 +89,18 @@ def wrap(kernel: Kernel) -> Callable[..., Any]:
     parameters = [p for n, p in signature.parameters.items() if n != "out"]
     function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = what
+    function.__doc__ = kernel.__doc__
+    return function
+
+
+def _of_halves(kernel: Halves) -> Callable[..., Any]:
+    whole = wrap(kernel.kernel)
+
+    def function(x: Any, axis: int = -1) -> Any:
+        halves = cut(kernel.__name__, jnp.asarray(x), axis)
+        return jnp.reshape(whole(*halves.halves(halves.flat)), halves.half)
+
+    function.__name__ = function.__qualname__ = kernel.__name__
     function.__doc__ = kernel.__doc__
     return function
 

@@ -17,6 +17,7 @@ from xpnn.torch.activations import (
     elu,
     geglu,
     gelu,
+    glu,
     hardsigmoid,
     hardswish,
     hardtanh,
@@ -44,13 +45,14 @@ from xpnn.torch.functional import (
     smooth_l1_loss,
     softmax,
 )
+from xpnn.torch.norms import layer_norm, rms_norm
 from xpnn.torch.patch import patch
 
 __all__ = [
-    "binary_cross_entropy_with_logits", "causal_lm_loss", "celu", "cross_entropy", "elu", "geglu", "gelu", "hardsigmoid",
-    "hardswish", "hardtanh", "huber_loss", "kl_div", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish",
-    "mse_loss", "nll_loss", "patch", "relu", "relu6", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus",
-    "swiglu", "tanh",
+    "binary_cross_entropy_with_logits", "causal_lm_loss", "celu", "cross_entropy", "elu", "geglu", "gelu", "glu",
+    "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kl_div", "layer_norm", "leaky_relu", "linear_cross_entropy",
+    "log_softmax", "mish", "mse_loss", "nll_loss", "patch", "relu", "relu6", "rms_norm", "selu", "sigmoid", "silu",
+    "smooth_l1_loss", "softmax", "softplus", "swiglu", "tanh",
 ]  # fmt: skip
 
 del torch

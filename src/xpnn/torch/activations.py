@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import xpnn
-from xpnn.torch.arrays import ArgumentError
+from xpnn.torch.arrays import ArgumentError, ArgumentTypeError
 from xpnn.torch.ops import Op
 
 _OPS = {
@@ -13,6 +13,7 @@ _OPS = {
     for kernel in (
         xpnn.relu, xpnn.sigmoid, xpnn.tanh, xpnn.leaky_relu, xpnn.elu, xpnn.selu, xpnn.celu, xpnn.gelu, xpnn.silu, xpnn.mish,
         xpnn.softplus, xpnn.hardtanh, xpnn.hardsigmoid, xpnn.hardswish, xpnn.relu6, xpnn.swiglu, xpnn.geglu,
+        xpnn.glu.kernel,
     )
 }  # fmt: skip
 
@@ -172,6 +173,24 @@ def softplus(input: torch.Tensor, beta: float = 1.0, threshold: float = 20.0) ->
     tensor([0.0000, 0.6931])
     """
     return _OPS["softplus"]((input,), (beta, threshold))
+
+
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """One half times the logistic function of the other, as `torch.nn.functional.glu`.
+
+    >>> import torch, xpnn.torch
+    >>> xpnn.torch.glu(torch.tensor([3.0, 5.0, 0.0, 1000.0]))
+    tensor([1.5000, 5.0000])
+    """
+    if not isinstance(input, torch.Tensor):
+        raise ArgumentTypeError(f"glu: input: got {type(input).__name__}, expected a tensor")
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise ArgumentTypeError(f"glu: dim: got {dim!r}, expected an integer")
+    if not -input.dim() <= dim < input.dim():
+        raise (IndexError if input.dim() else ArgumentError)(f"glu: dim: got {dim}, expected one of {input.dim()} dimensions")
+    if input.shape[dim] % 2:
+        raise ArgumentError(f"glu: input: got {input.shape[dim]} elements along dimension {dim}, expected an even number")
+    return _OPS["glu"](input.chunk(2, dim))
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Op:
     inputs
         Those of the kernel's inputs that PyTorch has, all unless given.
     options
-        Those of its options.
+        Those of its options; with other defaults, as a dict.
     constants
         Inputs without a gradient.
     """
@@ -53,13 +53,15 @@ class Op:
         self,
         kernel: Kernel,
         inputs: tuple[str, ...] | None = None,
-        options: tuple[str, ...] | None = None,
+        options: tuple[str, ...] | dict[str, Any] | None = None,
         constants: tuple[str, ...] = (),
     ) -> None:
         d = kernel.declaration
         self.kernel, self.name = kernel, kernel.__name__
         self.inputs = inputs or tuple(d.inputs)
         self.defaults = {n: v for n, v in d.options.items() if options is None or n in options}
+        if isinstance(options, dict):
+            self.defaults |= options
         if kernel.has_axis:
             self.defaults["axis"] = -1
         self.is_loss = "reduction" in self.defaults
@@ -73,7 +75,7 @@ class Op:
         self.reads_output = d.outputs[0] in d.backward_parameters
         self.rest = (None,) * (len(self.inputs) - 1)
         self.first, self.output = self.inputs[:1], d.outputs[0]
-        self.alone = len(d.inputs) == 1
+        self.alone, self.spans = len(d.inputs) == 1, d.span is not None
         self._changed: dict[Any, dict[str, Any]] = {}
         ops[self.name] = self
         _register(self)
@@ -134,6 +136,8 @@ class Op:
         required = self.required
         if len(args) > required:
             names = [n for n, t in zip(self.inputs, tensors, strict=False) if t is not None]
+            if self.spans and len(args) == len(tensors):
+                return [args[0], None, *args[1:]], kwargs
             return args[:required], kwargs | dict(zip(names[required:], args[required:], strict=True))
         return args, kwargs
 
@@ -143,8 +147,9 @@ class Op:
         if found is None:
             if len(self._changed) > 1000:
                 self._changed.clear()
-            given = zip(self.defaults.items(), options, strict=True)
-            found = self._changed[options] = {n: v for (n, default), v in given if v != default}
+            known = self.kernel.declaration.options | {"axis": -1}  # the kernel's own defaults
+            given = zip(self.defaults, options, strict=True)
+            found = self._changed[options] = {n: v for n, v in given if v != known[n]}
         return found
 
     def forward(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:

@@ -13,14 +13,15 @@ import torch
 from torch._C import _are_functorch_transforms_active as is_transformed
 from torch.compiler import is_compiling
 
-from xpnn.torch import activations, functional
+from xpnn.torch import activations, functional, norms
 from xpnn.torch.arrays import FLOATS, HALF
 from xpnn.torch.ops import PLAIN, has_tangent
 
 NAMES = (
-    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh",
-    "huber_loss", "kl_div", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish", "mse_loss", "nll_loss", "relu",
-    "relu6", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "tanh",
+    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "elu", "gelu", "glu", "hardsigmoid", "hardswish",
+    "hardtanh", "huber_loss", "kl_div", "layer_norm", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish",
+    "mse_loss", "nll_loss", "relu", "relu6", "rms_norm", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus",
+    "tanh",
 )  # fmt: skip
 
 
@@ -31,7 +32,8 @@ class Patch:
         self._made: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         for name in names:
             original = getattr(torch.nn.functional, name)
-            ours = _drop_in(original, getattr(activations, name, None) or getattr(functional, name))
+            homes = (activations, norms, functional)
+            ours = _drop_in(original, next(getattr(m, name) for m in homes if hasattr(m, name)))
             setattr(torch.nn.functional, name, ours)
             self._made[name] = original, ours
 
