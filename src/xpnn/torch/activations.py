@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import xpnn
@@ -182,6 +184,10 @@ def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     >>> xpnn.torch.glu(torch.tensor([3.0, 5.0, 0.0, 1000.0]))
     tensor([1.5000, 5.0000])
     """
+    return _OPS["glu"](_halves(input, dim))
+
+
+def _halves(input: Any, dim: Any) -> tuple[Any, ...]:
     if not isinstance(input, torch.Tensor):
         raise ArgumentTypeError(f"glu: input: got {type(input).__name__}, expected a tensor")
     if not isinstance(dim, int) or isinstance(dim, bool):
@@ -190,7 +196,7 @@ def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         raise (IndexError if input.dim() else ArgumentError)(f"glu: dim: got {dim}, expected one of {input.dim()} dimensions")
     if input.shape[dim] % 2:
         raise ArgumentError(f"glu: input: got {input.shape[dim]} elements along dimension {dim}, expected an even number")
-    return _OPS["glu"](input.chunk(2, dim))
+    return tuple(input.chunk(2, dim))
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,9 +47,7 @@ def rms_norm(
     return _by_rows(_RMS_NORM, input, normalized_shape, (weight,), float(eps))
 
 
-def _by_rows(
-    op: Op, input: torch.Tensor, shape: Sequence[int], parameters: tuple[torch.Tensor | None, ...], eps: float
-) -> torch.Tensor:
+def _by_rows(op: Op, input: Any, shape: Any, parameters: tuple[torch.Tensor | None, ...], eps: float) -> torch.Tensor:
     """An operator along the last dimensions, which become one."""
     if not isinstance(shape, Sequence | torch.Size) or not shape:
         raise ArgumentTypeError(f"{op.name}: normalized_shape: got {shape!r}, expected at least one integer in a tuple or list")
