@@ -45,6 +45,13 @@ FLAT = (
     ((2**20,), "1024 × 1024 units, fits L3", True),
     ((2**24,), "4096 × 4096 units, memory", False),
 )
+HIDDEN = (
+    ((64, 1024), "hidden states of 64 words", True),
+    ((512, 768), "of a sentence (BERT base)", False),
+    ((4096, 768), "of eight texts (BERT base)", True),
+    ((2048, 4096), "of a text (Llama 2)", False),
+    ((8192, 2048), "of four texts (Llama 3.2)", False),
+)
 PRODUCTS = (
     ((8192, 64, 32), "a recommender's tower", False),
     ((64, 784, 128), "first layer for digits (MNIST)", True),
@@ -57,7 +64,12 @@ HEADS = (
 )
 
 # How kernels with optional parts are usually called: inputs that may be left out but are not, and options.
-USUAL_INPUTS: dict[str, tuple[str, ...]] = {"linear": ("bias",), "sgd": ("momentum_buffer",)}
+USUAL_INPUTS: dict[str, tuple[str, ...]] = {
+    "linear": ("bias",),
+    "layer_norm": ("weight", "bias"),
+    "rms_norm": ("weight",),
+    "sgd": ("momentum_buffer",),
+}
 USUAL_OPTIONS: dict[str, dict[str, Any]] = {"linear": {"activation": xpnn.relu}, "sgd": {"momentum": 0.9}}
 # Steps that are made in place: the input that each result is written over.
 IN_PLACE: dict[str, tuple[str, ...]] = {
@@ -241,7 +253,7 @@ def _has_classes(kernel: Kernel) -> bool:
 
 
 def _by_rows(kernel: Kernel) -> bool:
-    return kernel.has_axis or _has_classes(kernel)
+    return kernel.has_axis or _has_classes(kernel) or kernel.declaration.span is not None
 
 
 def directions(kernel: Kernel) -> tuple[str, ...]:
@@ -278,7 +290,7 @@ def cases(
     """
     found = []
     for kernel in kernels:
-        table: Any = ROWS if _by_rows(kernel) else FLAT
+        table: Any = HIDDEN if kernel.declaration.span is not None else ROWS if _by_rows(kernel) else FLAT
         if _has_matrix(kernel):
             table = HEADS if _has_classes(kernel) else PRODUCTS
         if shape is not None:

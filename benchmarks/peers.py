@@ -86,6 +86,8 @@ def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
     options: dict[str, Any] = dict(case.options)
     if args and list(arrays)[: len(args)] != list(inputs)[: len(args)]:  # one in the middle is left out
         args, options = [], options | {n: a for n, a in arrays.items() if n in inputs}
+    if args[1:] and kernel.declaration.span is not None:
+        args.insert(1, None)
     with use_backend(backend):
         run: Callable[..., Any] = kernel if case.direction == "forward" else kernel.value_and_grad
         if case.direction == "backward":
@@ -192,6 +194,8 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "tanh": torch.tanh,
         "relu": torch.relu,
         "gelu": f.gelu,
+        "layer_norm": lambda x, w, b: f.layer_norm(x, x.shape[-1:], w, b),
+        "rms_norm": lambda x, w: f.rms_norm(x, x.shape[-1:], w),
         "silu": f.silu,
         "swiglu": lambda gate, up: f.silu(gate) * up,
         "log": torch.log,
@@ -214,6 +218,9 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "silu": lambda x, y: torch.ops.aten.silu.out(x, out=y),
         "swiglu": lambda gate, up, y: torch.mul(f.silu(gate), up, out=y),
         "log": lambda x, y: torch.log(x, out=y),
+        "layer_norm": lambda x, w, b, y: torch.ops.aten.native_layer_norm.out(
+            x, x.shape[-1:], w, b, 1e-5, out0=y, out1=x.new_empty(len(x), 1), out2=x.new_empty(len(x), 1)
+        )[0],
         "linear": lambda x, w, b, y: torch.addmm(b, x, w.T, out=y).relu_(),
     }
     function = _native(functions, case, "PyTorch")
@@ -231,7 +238,8 @@ def _torch(case: Case, arrays: dict[str, Array], name: str) -> Contender:
             call = functools.partial(function, *given)
         else:
             y = function(*given)
-            call = functools.partial(into[case.kernel.__name__], *given, y)
+            into_y = into.get(case.kernel.__name__)
+            call = functools.partial(function, *given) if into_y is None else functools.partial(into_y, *given, y)
         return Contender(call, torch.no_grad, reports_memory=False)
     x, *others = given
     names = [n for n in case.kernel.declaration.inputs if n in arrays]
@@ -309,6 +317,8 @@ def _jax(case: Case, arrays: dict[str, Array], name: str) -> Contender:
         "gelu": functools.partial(jax.nn.gelu, approximate=False),
         "silu": jax.nn.silu,
         "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
+        "layer_norm": lambda x, w, b: jax.nn.standardize(x, epsilon=1e-5) * w + b,
+        "rms_norm": lambda x, w: x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + jnp.finfo(x.dtype).eps) * w,
         "log": jnp.log,
         "linear": lambda x, w, b: jax.nn.relu(x @ w.T + b),
     }
