@@ -26,8 +26,7 @@ def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     call = collect(kernel, what, bound, {})
     made = made_by(call)
     results = call.run(made, outs(what, made, bound.out))
-    if set(kwargs) <= {"out"}:
-        remember(call, "forward", args, made, made)
+    remember(call, "forward", args, made, made, kwargs)
     return single(tuple(results[n] for n in made))
 
 
@@ -118,7 +117,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         back = Call(kernel, label, plan, raw, call.options)
         gradients = _gradients(back, passed, out)
         if usual and all(type(a) in FAST for a in arguments):
-            remember(back, "backward", arguments, wrt, wrt)
+            remember(back, "backward", arguments, wrt, wrt, {})
         return gradients
 
     return value, pullback
@@ -165,7 +164,7 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
     gradients = _gradients(call, names, bound.out)
     if set(kwargs) <= {"out"} and len(d.inputs) == 1:
-        remember(call, "backward", args, ("d" + names[0],), ("d" + names[0],))
+        remember(call, "backward", args, ("d" + names[0],), ("d" + names[0],), {})
     return gradients
 
 
@@ -188,7 +187,7 @@ def value_and_grad(
     made = made_by(call)
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
-        remember(call, "value_and_grad", args, (*made, *gradients), gradients)
+        remember(call, "value_and_grad", args, (*made, *gradients), gradients, {})
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return single(tuple(results[n] for n in made)), found[0] if alone else found
