@@ -25,8 +25,7 @@ def forward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     call = collect(kernel, what, bound, {})
     made = made_by(call)
     results = call.run(made, outs(what, made, bound.out))
-    if set(kwargs) <= {"out"}:
-        remember(call, "forward", args, made, made)
+    remember(call, "forward", args, made, made, kwargs)
     return single(tuple(results[n] for n in made))
 
 
@@ -127,7 +126,7 @@ def vjp(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             return _gradients(back, passed, out, wrt)
         gradients = _gradients(back, passed, out)
         if usual and all(type(a) in FAST for a in arguments):
-            remember(back, "backward", arguments, everything, everything)
+            remember(back, "backward", arguments, everything, everything, {})
         return gradients
 
     return value, pullback
@@ -185,7 +184,7 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     gradients = _gradients(call, names, bound.out, wrt)
     if set(kwargs) <= {"out"} and wrt is None and len(_float_inputs(call) or names) == len(d.inputs):
         made_here = tuple("d" + n for n in names)
-        remember(call, "backward", args, made_here, made_here)
+        remember(call, "backward", args, made_here, made_here, {})
     return gradients
 
 
@@ -208,7 +207,7 @@ def value_and_grad(
     made = made_by(call)
     results = call.run((*made, *gradients), outs(what, gradients, bound.out))
     if set(kwargs) <= {"out"} and wrt is None:
-        remember(call, "value_and_grad", args, (*made, *gradients), gradients)
+        remember(call, "value_and_grad", args, (*made, *gradients), gradients, {})
     alone = isinstance(wrt, str) or (wrt is None and len(names) == 1)
     found = tuple(results.get(n) for n in gradients)
     return single(tuple(results[n] for n in made)), found[0] if alone else found

@@ -88,20 +88,19 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:  # what `_short` does; here a call of it would be felt
             first = args[0]
-            short = self._fast["forward", len(args), type(first), _context(), choice.process, first.dtype, first.ndim]
+            named = tuple(kwargs) if kwargs and kwargs.keys() != _OUT else ()
+            short = self._fast["forward", len(args), type(first), _context(), choice.process, first.dtype, first.ndim, named]
         except (AttributeError, IndexError, KeyError):
             short = None
-        if short is not None:
-            result = short(*args) if not kwargs else short(*args, **kwargs) if kwargs.keys() == _OUT else None
-            if result is not None:
-                return result
+        if short is not None and (result := short(*args, **kwargs)) is not None:
+            return result
         return call.forward(self, args, kwargs)
 
     def _short(self, direction: str, args: tuple[Any, ...]) -> Any:
         """A short way for such arrays, whose result is None where it cannot be gone; or None."""
         if not args or (kind := type(first := args[0])) not in FAST:
             return None
-        return self._fast.get((direction, len(args), kind, _context(), choice.process, first.dtype, first.ndim))
+        return self._fast.get((direction, len(args), kind, _context(), choice.process, first.dtype, first.ndim, ()))
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
         """Run forward and keep what backward needs.

@@ -12,6 +12,7 @@ import numpy as np
 from xpnn.backends.arrays import rectangle
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.loop import Starter
+from xpnn.backends.fast import returned
 from xpnn.backends.kinds import Full, Index, Row
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def short_way(
         "        scratch = empty(plan.total, uint8)",
         "        pointers.append(scratch.data.ptr)",
         "    for start in plan.starts: start(pointers)",
-        f"    return {', '.join(f'r{list(results).index(n)}' for n in wanted)}",
+        f"    return {returned(direction, wanted, given_out, {n: f'r{k}' for k, n in enumerate(results)})}",
     ]
     scope: dict[str, Any] = {f"d{k}": dtypes[n] for k, n in enumerate(names)}
     scope |= {f"e{k}": made[n] for k, n in enumerate(results)}

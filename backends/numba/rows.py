@@ -87,8 +87,8 @@ def fits(typingctx: Any, written: Any, read: Any, shapes: Any, same: Any) -> Any
     """Whether loops may run over matrices, some of which they write.
 
     They have the given numbers of rows and columns, none of them 0, and lie where their elements may. Columns are adjacent,
-    rows that are written apart. What is written lies nowhere in what is read, unless it is the same matrix and the pair's bit
-    is set in `same`.
+    rows that are written apart. What is written lies nowhere in what else is written, and in what is read only where it is the
+    same matrix and the pair's bit is set in `same`.
     """
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -106,8 +106,13 @@ def fits(typingctx: Any, written: Any, read: Any, shapes: Any, same: Any) -> Any
             one = builder.icmp_signed("==", e.columns, _I64(1))
             tests.append(builder.or_(builder.icmp_signed("==", e.across, e.size), one))
         tests += [builder.icmp_signed(">=", e.down, e.width) for e in extents[0]]
+
+        def apart_from(a: _Extent, b: _Extent) -> Any:
+            return builder.or_(builder.icmp_unsigned("<=", a.high, b.low), builder.icmp_unsigned("<=", b.high, a.low))
+
+        tests += [apart_from(a, b) for a, b in itertools.combinations(extents[0], 2)]
         for k, (out, x) in enumerate(itertools.product(*extents)):
-            apart = builder.or_(builder.icmp_unsigned("<=", out.high, x.low), builder.icmp_unsigned("<=", x.high, out.low))
+            apart = apart_from(out, x)
             over = builder.and_(builder.icmp_signed("==", out.start, x.start), builder.icmp_signed("==", out.down, x.down))
             allowed = builder.trunc(builder.lshr(args[3], _I64(k)), ir.IntType(1))
             tests.append(builder.or_(apart, builder.and_(over, allowed)))
