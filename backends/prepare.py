@@ -242,7 +242,7 @@ def example_task(kernel: Kernel, dtype: str, direction: str, options: dict[str, 
     gradients = tuple("d" + n for n, (kind, kind_dtype) in given.items() if kind_dtype == "float")
     shapes_made = prepare_shapes(kernel, given, merged)
     made = tuple(n for n in d.outputs if n in shapes_made)
-    if direction == "value_and_grad" and shapes_made[d.outputs[0]][1] != 1:
+    if direction == "value_and_grad" and shapes_made[d.outputs[0]] != (1, 1):
         raise ValueError(wrong(what, "direction", repr(direction), "another one: the result is more than one number"))
     if direction == "forward":
         wanted = made
