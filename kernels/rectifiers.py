@@ -48,7 +48,7 @@ def leaky_relu_backward(xp, dy, x, *, negative_slope=0.01):
     return xp.where(x > 0, dy, negative_slope * dy)
 
 
-@kernel(variants=({}, {"alpha": 1.7}))
+@kernel(variants=({"alpha": 1.7}, {"alpha": -0.6}))
 def elu(xp, x, *, alpha=1.0):
     r"""x above 0, and α (eˣ − 1) below, which levels off at −α.
 
@@ -127,7 +127,7 @@ def check_celu(kinds, shapes, options):
         raise ValueError(f"celu: alpha: got {options['alpha']!r}, expected a number other than 0")
 
 
-@kernel(check=check_celu, variants=({}, {"alpha": 2.0}, {"alpha": -4.0}))
+@kernel(check=check_celu, variants=({"alpha": 2.0}, {"alpha": -4.0}))
 def celu(xp, x, *, alpha=1.0):
     r"""x above 0, and α (exp(x / α) − 1) below: an `elu` whose slope is 1 on both sides of 0 for every α.
 
@@ -169,7 +169,7 @@ def celu_backward(xp, dy, x, *, alpha=1.0):
     return xp.where(x <= 0, xp.exp(x / alpha) * dy, dy)
 
 
-@kernel(variants=({}, {"beta": 2.0, "threshold": 5.0}))
+@kernel(variants=({"beta": 2.0, "threshold": 5.0}, {"beta": 0.7}))
 def softplus(xp, x, *, beta=1.0, threshold=20.0):
     r"""log(1 + exp(β x)) / β, a relu with its corner rounded off; x itself where β x is above a threshold.
 

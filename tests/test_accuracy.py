@@ -54,7 +54,7 @@ def test_truth(function: Any) -> None:
 
 def test_every_function_is_measured() -> None:
     """Every element-wise kernel of one array."""
-    kernels = {n: getattr(xpnn, n) for n in xpnn.kernels.__all__}
+    kernels = {n: k for n in xpnn.kernels.__all__ if isinstance(k := getattr(xpnn, n), xpnn.Kernel)}
     alone = {n for n, k in kernels.items() if len(k.declaration.inputs) == 1 and not k.has_axis}
     assert alone == {f.kernel.__name__ for f in ACCURACY.FUNCTIONS}
 
