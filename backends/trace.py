@@ -266,8 +266,8 @@ class Array:
         if all(is_number(self.trace.lift(a).node) for a in (self, exponent)):
             return self.trace.apply("pow", self, exponent, dtype="float")
         if isinstance(exponent, Array) or exponent != 2:
-            shown = "of an array" if isinstance(exponent, Array) else repr(exponent)
-            _refuse(f"it raises an array to the power {shown} (only 2 is known; numbers made of options may have any)")
+            shown = "an array" if isinstance(exponent, Array) else repr(exponent)
+            _refuse(f"it uses the operator ** with arrays and {shown} (known is ** 2, and any power of run-time numbers)")
         return self * self
 
     def __rpow__(self, base: Any) -> Array:

@@ -135,6 +135,6 @@ def test_powers_of_arrays_are_not_fused(formula: Any) -> None:
     with xpnn.use_backend("numba"), pytest.raises(xpnn.BackendError) as raised:
         k(np.abs(X))
     assert f"{__file__}:{inspect.getsourcelines(formula)[1] + 1}" in str(raised.value)
-    assert "to the power" in str(raised.value)
+    assert "it uses the operator **" in str(raised.value)
     want = {"raises_an_array": np.abs(X) ** 0.5, "raises_to_an_array": 0.5 ** np.abs(X)}.get(k.__name__, np.abs(X) ** 3)
     np.testing.assert_allclose(k(np.abs(X)), want, rtol=1e-14)
