@@ -103,7 +103,7 @@ def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
 
 def _steps(case: Case, arrays: dict[str, Array], fused: bool) -> Callable[[], Any]:
     """One step after another on arrays of its own, each over what the step before left; composed, with new arrays each time."""
-    held = {n: a.copy() for n, a in arrays.items()}
+    held = {n: arrays[n].copy() for n in case.kernel.declaration.inputs if n in arrays}
     over, options = case.in_place, dict(case.options)
     if "step" in case.kernel.declaration.options:
         options["step"] = 0
@@ -111,7 +111,7 @@ def _steps(case: Case, arrays: dict[str, Array], fused: bool) -> Callable[[], An
     def step() -> Any:
         if "step" in options:
             options["step"] += 1
-        results = case.kernel(**held, **options, out=tuple(held[n] for n in over) if fused else None)
+        results = case.kernel(*held.values(), **options, out=tuple(held[n] for n in over) if fused else None)
         held.update(zip(over, results, strict=True))
         return results
 
