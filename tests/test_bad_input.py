@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     "None": (lambda call: call(sm, None), TypeError, ("softmax", "missing", "x")),
     "no target": (lambda call: call(ce, real(4, 5)), TypeError, ("cross_entropy", "missing", "target")),
     "no weight": (lambda call: call(xpnn.linear, real(4, 5)), TypeError, ("linear", "missing", "weight")),
-    "too many": (lambda call: call(sm, real(2, 3), 1), TypeError, ("softmax", "1 positional", "got 2")),
+    "too many": (lambda call: call(sm, real(2, 3), 1, 2), TypeError, ("softmax", "2 positional", "x, axis", "got 3")),
     "twice": (lambda call: call(sm, real(2, 3), x=real(2, 3)), TypeError, ("softmax", "x", "twice")),
     "dim": (lambda call: call(sm, real(2, 3), dim=1), TypeError, ("softmax", "'dim'", "axis")),
     "axis of none": (lambda call: call(xpnn.relu, real(2, 3), axis=1), TypeError, ("relu", "'axis'", "out")),
