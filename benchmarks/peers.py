@@ -82,7 +82,7 @@ def _own(case: Case, arrays: dict[str, Array], backend: str) -> Contender:
     kernel, inputs = case.kernel, case.kernel.declaration.inputs
     if case.in_place:
         return Contender(_steps(case, arrays, backend == "numba"), functools.partial(use_backend, backend))
-    args = [arrays[n] for n in inputs if n in arrays]
+    args: list[Any] = [arrays[n] for n in inputs if n in arrays]
     options: dict[str, Any] = dict(case.options)
     if args and list(arrays)[: len(args)] != list(inputs)[: len(args)]:  # one in the middle is left out
         args, options = [], options | {n: a for n, a in arrays.items() if n in inputs}

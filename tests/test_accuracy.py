@@ -42,7 +42,7 @@ def recorded() -> dict[tuple[str, str], float]:
 
 @pytest.mark.parametrize("function", ACCURACY.FUNCTIONS, ids=IDS)
 def test_worst_error(function: Any, recorded: dict[tuple[str, str], float]) -> None:
-    """No more than recorded, on a processor like that; one without AVX-512 has another `exp`, whose error may be 0.4 ULP more."""
+    """No more than recorded, on a processor like that; without AVX-512 there is another `exp`, up to 0.4 ULP worse."""
     error, at = ACCURACY.worst(function, ACCURACY.sample())
     assert error <= recorded[function.label, function.direction] + (0.25 if elementary._looks_up() else 1.0), at
 
