@@ -53,8 +53,8 @@ def test_page_of_a_family(extension, config):
     module, members = next((m, v) for m, v in reference.families().items() if m.__name__ == "xpnn.kernels.normalizers")
     page = reference.family(module, members, config)
     for text in (
-        "softmax(x, *, axis=-1, out=None)",
-        "softmax.backward(dy, y=None, *, x=None, axis=-1, out=None)",
+        "softmax(x, axis=-1, *, out=None)",
+        "softmax.backward(dy, y=None, *, x=None, axis=-1, wrt=None, out=None)",
         "∂yᵢ/∂xⱼ = yᵢ(δᵢⱼ − yⱼ)",
         "return e / xp.sum(e, axis=-1, keepdims=True)",
         "%1 = row_max(%0)",

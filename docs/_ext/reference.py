@@ -22,6 +22,7 @@ from xpnn.backends.cupy import inspect as compiler
 from xpnn.backends.cupy import machine
 from xpnn.backends.cupy.emit import Emitted
 from xpnn.backends.cupy.regime import WHAT
+from xpnn.backends.halves import Halves
 from xpnn.backends.kernel import Kernel
 
 SHAPE = (4096, 4096)  # of the arrays that CUDA code is shown for
@@ -95,8 +96,14 @@ def families():
     return dict(sorted(order.items(), key=lambda item: item[0].__name__))
 
 
+def kernel_of(value):
+    """The kernel that an exported name stands for, or None; one whose caller has both arrays in one has it within."""
+    value = value.kernel if isinstance(value, Halves) else value
+    return value if isinstance(value, Kernel) else None
+
+
 def formula(value):
-    return value.forward_formula if isinstance(value, Kernel) else value
+    return found.forward_formula if (found := kernel_of(value)) else value
 
 
 def line_of(value):
@@ -133,16 +140,16 @@ def family(module, members, config):
     parts = [heading(title(module), "="), prose(inspect.cleandoc(module.__doc__ or "")) + "\n", source + "\n"]
     for value, names in members:
         parts += [heading(names[0], "-"), entry(names, inspect.signature(value), value.__doc__, config)]
-        parts += kernel(value, config) if isinstance(value, Kernel) else [code(definition(value), "python")]
+        parts += kernel(value, config) if kernel_of(value) else [code(definition(value), "python")]
     return "\n".join(parts)
 
 
 def kernel(value, config):
+    parts, back = [], value.backward
+    value = kernel_of(value)
     d = value.declaration
-    parts = []
     if d.backward is not None:
-        back = value.backward
-        parts.append(entry([f"{value.__name__}.backward"], inspect.signature(back), back.__doc__, config))
+        parts.append(entry([f"{value.__name__}.backward"], inspect.signature(back), d.backward.__doc__, config))
     parts += [".. rubric:: Definition\n"]
     parts += [code(definition(f), "python") for f in (d.forward, d.backward) if f is not None]
     if d.driver is not None:
