@@ -1,7 +1,22 @@
 """Which variants of a kernel a test goes through, where all of them would take too long."""
 
+from collections.abc import Iterable
+
 from xpnn.backends.kernel import Kernel
+from xpnn.backends.prepare import reach
 from xpnn.testing import Variant, variants
+
+
+def in_dtypes(kernels: Iterable[Kernel], everywhere: tuple[str, ...]) -> list[tuple[Kernel, str]]:
+    """Each kernel in these dtypes; in all four those along rows, and two that are not.
+
+    Half precision changes how arrays are read and written, which element-wise kernels have in common.
+    """
+    found = []
+    for kernel in kernels:
+        full = reach(kernel) == "row" or kernel.__name__ in ("gelu", "sgd")
+        found += [(kernel, d) for d in ("float16", "bfloat16", "float32", "float64") if full or d in everywhere]
+    return found
 
 
 def few(kernel: Kernel, together: bool = False) -> list[Variant]:

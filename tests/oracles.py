@@ -172,6 +172,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "mish": lambda x: x * np.tanh(np.logaddexp(0.0, x)),
     "swiglu": lambda gate, up: sp.expit(gate) * gate * up,
     "geglu": lambda gate, up, approximate="none": gelu(gate, approximate) * up,
+    "glu": lambda a, b: a * sp.expit(b),
     "log": lambda x: np.log2(x) * np.log(2.0),
     "softmax": lambda x: sp.softmax(x, axis=-1),
     "log_softmax": lambda x: sp.log_softmax(x, axis=-1),

@@ -179,7 +179,7 @@ def test_activation_of_a_layer(backend: str, name: str, close: Callable[..., Non
         close(got, want)
 
 
-@pytest.mark.parametrize("name", ONE_INPUT)
+@pytest.mark.parametrize("name", ["sigmoid", "gelu", "hardswish"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_activation_of_a_layer_in_half_precision(backend: str, name: str, dtype: str) -> None:
     """As near to float64 as the roundings of the product, the result and what is kept allow."""
