@@ -188,9 +188,11 @@ def swiglu(xp, gate, up):
 
     Parameters
     ----------
-    gate, up
-        Arrays of any shape; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and
-        `h[..., n:]`, which copies nothing.
+    gate
+        Array of any shape.
+    up
+        Another; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and `h[..., n:]`, which
+        copies nothing.
 
     Returns
     -------
@@ -223,9 +225,11 @@ def geglu(xp, gate, up, *, approximate="none"):
 
     Parameters
     ----------
-    gate, up
-        Arrays of any shape; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and
-        `h[..., n:]`, which copies nothing.
+    gate
+        Array of any shape.
+    up
+        Another; they are broadcast. The halves of one array `h` are passed as views, `h[..., :n]` and `h[..., n:]`, which
+        copies nothing.
     approximate
         "none" or "tanh", as `gelu` takes it.
 
