@@ -123,6 +123,8 @@ def outs(what: str, names: tuple[str, ...], out: Any) -> dict[str, Any]:
     """`out` by result: one array for one result, else a tuple."""
     if out is None:
         return {}
+    if isinstance(out, list) and len(names) > 1:
+        raise TypeError(wrong(what, "out", "a list", f"a tuple of {len(names)}: {', '.join(names)}"))
     values = out if isinstance(out, tuple) else (out,)
     if len(values) != len(names):
         raise TypeError(wrong(what, "out", f"{len(values)} arrays", f"{len(names)}: {', '.join(names)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from xpnn.backends.arguments import Call, Forgotten, Plan, Pulled, collect
 from xpnn.backends.arrays import FAST, WRITABLE, accept, dtype_class, dtype_name, library, memory, wide_dtype, wrong
 from xpnn.backends.bind import bind, by_position, needs_backward, outs, require, single
 from xpnn.backends.fast import remember
+from xpnn.backends.kinds import Full
 from xpnn.backends.prepare import Given, backward_reads, default_given, kind_of, prepare_shapes
 
 if TYPE_CHECKING:
@@ -180,12 +182,28 @@ def backward(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         if n not in d.inputs and n not in roles:
             raise TypeError(wrong(what, n, "an array", "None: there is no such output with these options"))
     call = collect(kernel, what, bound, roles)
+    _refuse_other_shapes(call)
     names = tuple(n for n, i in d.inputs.items() if n in call.raw or not i.optional)
     gradients = _gradients(call, names, bound.out, wrt)
     if set(kwargs) <= {"out"} and wrt is None and len(_float_inputs(call) or names) == len(d.inputs):
         made_here = tuple("d" + n for n in names)
         remember(call, "backward", args, made_here, made_here, {})
     return gradients
+
+
+def _refuse_other_shapes(call: Call) -> None:
+    """Raise for a cotangent or a cached result that would be broadcast against the inputs, or they against it."""
+    d = call.kernel.declaration
+    full = {n: tuple(call.raw[n].shape) for n, (kind, _) in call.given.items() if kind is Full}
+    inputs = [shape for n, shape in full.items() if n in d.inputs]
+    others = {n: shape for n, shape in full.items() if n not in d.inputs}
+    cached = [shape for n, shape in others.items() if n not in d.cotangents()]
+    if not others:
+        return
+    expected = np.broadcast_shapes(*inputs) if inputs else (*cached, *others.values())[0]
+    for name, shape in others.items():
+        if shape != expected:
+            raise ValueError(wrong(call.what, name, f"shape {shape}", f"{expected}"))
 
 
 def value_and_grad(
@@ -226,6 +244,8 @@ def _one_number(call: Call, wrt: str | tuple[str, ...] | None) -> tuple[str, ...
     shape = prepare_shapes(call.kernel, call.given, call.options)[d.outputs[0]]
     along = call.frame.axis is not None and shape[1] != 1  # one number for each column, be there only one
     if along or call.frame.result_shape(shape, (2, 2)) != ():
+        if math.prod(call.frame.shape) == 1:
+            raise ValueError(wrong(call.what, "the result", "an array of one number", "a number, without dimensions"))
         hint = "; pass reduction='mean' or 'sum'" if "reduction" in d.options else ""
         raise ValueError(wrong(call.what, "the result", "more than one number", f"one number{hint}"))
     _refuse_constants(call, names, (*made_by(call), *("d" + n for n in names)))

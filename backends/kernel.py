@@ -81,7 +81,8 @@ class Kernel:
         elif self.has_axis:
             parameters.append(p("axis", p.KEYWORD_ONLY, default=-1))
         elif d.span is not None:
-            parameters.insert(1, p(d.span, p.POSITIONAL_OR_KEYWORD, default=None))
+            needed = any(not i.optional for i in [*d.inputs.values()][1:])  # what a default cannot stand before
+            parameters.insert(1, p(d.span, p.POSITIONAL_OR_KEYWORD, default=p.empty if needed else None))
         parameters.append(p("out", p.KEYWORD_ONLY, default=None))
         return inspect.Signature(parameters)
 

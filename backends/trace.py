@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from xpnn.backends.program import LIMITS, DType, Extent, Node, Program, Shape, derive, is_number, walk
@@ -318,6 +317,18 @@ class Option(Array):
         return True if self.off == 0 else super().__bool__()
 
 
+class Limits:
+    """The limits of the floating-point numbers that are computed with."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def __getattr__(self, name: str) -> Array:
+        if name not in LIMITS:
+            _refuse(f"it asks xp.finfo for {name} (known: {', '.join(LIMITS)})")
+        return Array(self._trace, self._trace.node("constant", (), (1, 1), "float", name))
+
+
 class Namespace:
     """What a traced formula knows as `xp`: the part of the array API that can be fused, and nothing else."""
 
@@ -339,11 +350,11 @@ class Namespace:
 
         return call
 
-    def finfo(self, dtype: Any) -> SimpleNamespace:
+    def finfo(self, dtype: Any) -> Limits:
         """The limits of floating-point numbers, known when a loop is written for a dtype."""
         if dtype is not _DTYPES["float"]:
             _refuse(f"it calls xp.finfo with {dtype!r}")
-        return SimpleNamespace(**{n: Array(self._trace, self._trace.node("constant", (), (1, 1), "float", n)) for n in LIMITS})
+        return Limits(self._trace)
 
     def where(self, condition: Any, a: Any, b: Any) -> Array:
         return self._trace.apply("where", condition, a, b)

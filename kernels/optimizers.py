@@ -28,6 +28,8 @@ def check_sgd(kinds, shapes, options):
     """PyTorch's rules for gradient descent."""
     check_numbers("sgd", shapes, options)
     momentum, dampening = options["momentum"], options["dampening"]
+    if dampening != dampening:
+        raise ValueError(f"sgd: dampening: got {dampening}, expected a number")
     if options["nesterov"] and (momentum == 0 or dampening != 0):
         raise ValueError(
             f"sgd: nesterov: got True with momentum={momentum} and dampening={dampening}, expected a momentum and no dampening"
@@ -80,7 +82,7 @@ def sgd(
     Returns
     -------
     new_param
-        Of the shape and floating dtype of `param`.
+        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
     new_momentum_buffer
         With momentum only. Of the dtype of `param`; float32 where that is of half precision.
 
@@ -143,7 +145,7 @@ def adagrad(xp, param, grad, state_sum, *, step=1, lr=1e-2, lr_decay=0.0, weight
     Returns
     -------
     new_param
-        Of the shape and floating dtype of `param`.
+        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
     new_state_sum
         Of the dtype of `param`; float32 where that is of half precision.
 
@@ -232,7 +234,7 @@ def adam(
     Returns
     -------
     new_param
-        Of the shape and floating dtype of `param`.
+        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
     new_exp_avg, new_exp_avg_sq
         Of the dtype of `param`; float32 where that is of half precision, in which an average could not move.
     new_max_exp_avg_sq
@@ -311,7 +313,7 @@ def adamw(
     Returns
     -------
     new_param
-        Of the shape and floating dtype of `param`.
+        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
     new_exp_avg, new_exp_avg_sq
         Of the dtype of `param`; float32 where that is of half precision, in which an average could not move.
     new_max_exp_avg_sq

@@ -83,7 +83,7 @@ def elu(xp, x, *, alpha=1.0):
 @elu.backward
 def elu_backward(xp, dy, x, *, alpha=1.0):
     """g′ is 1 above 0, and α eˣ elsewhere: α at 0, as in PyTorch. Only −|x| is exponentiated, which cannot overflow."""
-    return xp.where(x <= 0, alpha * xp.exp(-xp.abs(x)) * dy, dy)
+    return xp.where(x > 0, dy, alpha * xp.exp(-xp.abs(x)) * dy)
 
 
 @kernel
@@ -118,7 +118,7 @@ def selu(xp, x):
 @selu.backward
 def selu_backward(xp, dy, x):
     """λ times that of `elu`: λ α at 0."""
-    return xp.where(x <= 0, SELU_ALPHA * SELU_SCALE * xp.exp(-xp.abs(x)) * dy, SELU_SCALE * dy)
+    return xp.where(x > 0, SELU_SCALE * dy, SELU_ALPHA * SELU_SCALE * xp.exp(-xp.abs(x)) * dy)
 
 
 def check_celu(kinds, shapes, options):
@@ -166,7 +166,7 @@ def celu(xp, x, *, alpha=1.0):
 @celu.backward
 def celu_backward(xp, dy, x, *, alpha=1.0):
     """g′ is 1 above 0, and exp(x / α) elsewhere."""
-    return xp.where(x <= 0, xp.exp(x / alpha) * dy, dy)
+    return xp.where(x > 0, dy, xp.exp(x / alpha) * dy)
 
 
 @kernel(variants=({"beta": 2.0, "threshold": 5.0}, {"beta": 0.7}))
@@ -213,7 +213,7 @@ def softplus_backward(xp, dy, x, *, beta=1.0, threshold=20.0):
 def check_hardtanh(kinds, shapes, options):
     """The bounds must be in order."""
     least, most = options["min_val"], options["max_val"]
-    if least > most:
+    if not least <= most:
         raise ValueError(f"hardtanh: min_val: got {least!r}, expected at most max_val, which is {most!r}")
 
 
@@ -352,4 +352,4 @@ def hardswish(xp, x):
 @hardswish.backward
 def hardswish_backward(xp, dy, x):
     """g′ is 0 up to −3, x / 3 + 1/2 up to 3, and 1 from there on; (2x + 3) / 6 rounds once fewer."""
-    return xp.where(x <= -3, 0.0, xp.where(x < 3, dy * ((2.0 * x + 3.0) / 6.0), dy))
+    return xp.where(x <= -3, 0.0, xp.where(x >= 3, dy, dy * ((2.0 * x + 3.0) / 6.0)))

@@ -100,6 +100,19 @@ def test_a_pullback_goes_by_the_signature(backend: str) -> None:
     assert [g.shape for g in pullback(y)] == [x.shape, weight.shape]
 
 
+@pytest.mark.parametrize("call", [
+    lambda: xpnn.gelu.backward(np.ones((3, 1)), x=np.ones(3)),
+    lambda: xpnn.gelu.backward(np.ones((2, 3)), x=np.ones(3)),
+    lambda: xpnn.tanh.backward(np.ones((2, 3)), y=np.full(3, 0.5)),
+    lambda: xpnn.layer_norm.backward(np.ones(4), x=np.ones((2, 4))),
+    lambda: xpnn.softmax.backward(np.ones((2, 3)), y=np.ones((1, 3))),
+])  # fmt: skip
+def test_a_cotangent_of_another_shape(call: Any, backend: str) -> None:
+    """It is not broadcast: (n, 1) beside (n,) would be a gradient n times too large."""
+    with pytest.raises(ValueError, match=r"backward: dy: got shape"):
+        call()
+
+
 def test_gradients_not_asked_for_are_not_computed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`wrt` of a pullback and of backward: one array for a name, a tuple for names, and no more work than that."""
     rng = np.random.default_rng(1)
