@@ -144,7 +144,7 @@ def parse(
             if key not in known:
                 kind = "option" if known is options else "input" if known is inputs else "input or output"
                 raise TypeError(f"kernel {name}: {what} names {key!r}, which is not an {kind}")
-    if span is not None and not (isinstance(span, str) and span.isidentifier()):
+    if span is not None and not str(span).isidentifier():
         raise TypeError(f"kernel {name}: span: got {span!r}, expected a name")
     names = [*inputs, *options, *outputs, *saved, *([] if span is None else [span])]
     twice = {n for n in names if names.count(n) > 1 or n in {"xp", "axis", "out", "wrt"}}

@@ -68,7 +68,10 @@ def test_edges_of_torch(backend: str, load_library: Any, call: Any, dtype: Any) 
         expected[1] = INF
     np.testing.assert_allclose(y, expected, rtol=1e-6)
     np.testing.assert_array_equal(np.signbit(y[3:]), np.signbit(expected[3:]))
-    np.testing.assert_allclose(pullback(np.ones_like(x)), theirs.grad.numpy(), rtol=1e-6)
+    gradient = theirs.grad.numpy().copy()
+    if name in ("elu", "selu", "celu", "hardswish"):  # PyTorch's loop for many elements gives NaN, that for few the cotangent
+        gradient[0] = NAN
+    np.testing.assert_allclose(pullback(np.ones_like(x)), gradient, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
