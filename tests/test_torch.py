@@ -555,12 +555,18 @@ def test_gradcheck():
 @pytest.mark.usefixtures("composed")
 @pytest.mark.parametrize("name", ["softmax", "cross_entropy"])
 def test_no_second_derivative(name):
-    """An error, not a gradient without a part of it; PyTorch words that of a graph that ends."""
+    """An error as soon as a graph of the gradient is asked for: it would lack a part, whichever inputs it is for."""
     x = random(4, 5)
     y = ours.softmax(x, 1).pow(2).sum() if name == "softmax" else ours.cross_entropy(x, classes(4, of=5))
-    (dx,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name}: second derivatives: got create_graph=True, expected False"):
+        torch.autograd.grad(y, x, create_graph=True)
+    function = {"softmax": lambda v: ours.softmax(v, 1).pow(2).sum()}.get(
+        name, lambda v: ours.cross_entropy(v, classes(4, of=5))
+    )
     with pytest.raises(RuntimeError, match="second derivatives"):
-        (dx.pow(2).sum() + x.sum()).backward()
+        torch.autograd.functional.hessian(function, x.detach())
+    with ours.patch(), pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.functional.hessian(lambda v: F.silu(v).sum(), x.detach())
 
 
 @pytest.mark.usefixtures("composed")

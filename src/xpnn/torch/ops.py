@@ -220,6 +220,7 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dloss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         op, wanted = ctx.made
+        _refuse_second(op)
         return _placed(op, wanted, _scaled(op, ctx.saved_tensors, dloss))
 
 
@@ -235,8 +236,9 @@ class _Simple(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         op, options, wanted, names = ctx.made
+        _refuse_second(op)
         found = op.gradients(dy, dict(zip(names, ctx.saved_tensors, strict=True)), options, wanted)
-        return _placed(op, wanted, _last(op, [found[n] for n in wanted]))
+        return _placed(op, wanted, [found[n] for n in wanted])
 
 
 def _placed(op: Op, wanted: tuple[str, ...], gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
@@ -270,28 +272,13 @@ def _scaled(op: Op, gradients: Sequence[torch.Tensor], dloss: torch.Tensor) -> S
     """Gradients for a cotangent of 1, made those for another: in place where no later backward pass will want them again."""
     if not (dloss.is_cpu and dloss.item() == 1):  # a look at a GPU's number would wait for it
         gradients = [g * dloss for g in gradients] if _keeps_graph() else [g.mul_(dloss) for g in gradients]
-    return _last(op, gradients)
+    return gradients
 
 
-def _last(op: Op, gradients: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
-    """Gradients as they are; where they may be differentiated again, made to refuse it."""
-    if not torch.is_grad_enabled():  # it is, under create_graph=True
-        return gradients
-    made: Sequence[torch.Tensor | None] = _Last.apply(op.name, torch.zeros((), requires_grad=True), *gradients)
-    return made
-
-
-class _Last(torch.autograd.Function):  # type: ignore[misc]
-    """Passes gradients on and cannot be differentiated: kernels have no second derivatives, and zeros would be wrong."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, anchor: torch.Tensor, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        ctx.name = name
-        return tuple(None if g is None else g.view_as(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(f"{ctx.name}: second derivatives: got a gradient of a gradient, expected none: xpnn has first ones")
+def _refuse_second(op: Op) -> None:
+    """Raise where gradients are to be differentiated again: what kernels make has no history, so a part would be missing."""
+    if torch.is_grad_enabled():  # it is, under create_graph=True
+        raise RuntimeError(f"{op.name}: second derivatives: got create_graph=True, expected False: xpnn has first ones alone")
 
 
 # --- registered ---
@@ -316,6 +303,7 @@ def _register(op: Op) -> None:
         ctx.names = _save(ctx, op, inputs[:n], output)
 
     def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        _refuse_second(op)
         known = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         needs = dict(zip(op.inputs, ctx.needs_input_grad, strict=False))
         wanted = ",".join(i for i in op.variables if needs[i])
@@ -353,10 +341,11 @@ def _register(op: Op) -> None:
         ctx.save_for_backward(*output[1:])
 
     def differentiate_both(ctx: Any, dloss: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        _refuse_second(op)
         by_name: dict[str, Any] = {}
         if dloss is not None:
             saved = dict(zip(op.variables, ctx.saved_tensors, strict=True))
-            by_name = dict(zip(ctx.wanted, _last(op, [saved[i] * dloss for i in ctx.wanted]), strict=True))
+            by_name = {i: saved[i] * dloss for i in ctx.wanted}
         return *map(by_name.get, op.inputs), *(None for _ in names), None
 
     def filled(like: torch.Tensor, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
