@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README, SPEED, NUMERICS = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "numerics.md"
 OURS = "xpnn"
 PLACES = {"bench": README, "large": README, "limits": SPEED, "half": SPEED, "losses": SPEED, "axis": SPEED, "gaps": SPEED}
-PLACES["accuracy"] = NUMERICS
+PLACES |= {"network": SPEED, "accuracy": NUMERICS}
 SHOWN = {  # a table's part of the cases; the files have all
     "bench": (
         "cross_entropy value_and_grad",
