@@ -6,7 +6,7 @@ from xpnn.backends.numba.expression import Context
 from xpnn.backends.numba.loops import CHUNK
 from xpnn.backends.numba.stage import BLOCK, StageWriter
 from xpnn.backends.phases import DEAR
-from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage
+from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
 
 # columns of neighbouring tiles that are read and written together, a piece of memory for each column: a part of the first
 # cache, or of the second where one tile is more than that
@@ -142,8 +142,10 @@ class TileWriter(StageWriter):
                 body.append(f"{name} = maximum({value}, {name})")
             elif name in added:
                 body.append(f"set_line({added[name][0]}, j % W, line({added[name][0]}, j % W) + {value})")
-            else:
+            elif self._is_dear(r.args[0]):
                 body.append(f"{name}_lanes = {name}_lanes + {value}")
+            else:
+                body.append(f"{name}_all = {name}_all + doubled({value})")
         for s in stores:
             body.append(f"set_line({self.tiles[s]}, j, {self.cast(s, self._lanes(s, phase, inner, body))})")
         for s in sums:
@@ -151,14 +153,22 @@ class TileWriter(StageWriter):
             body.append(f"{self.sums[s]}_parts[b, j] += total(keep({value}, n, f(0.0)))")
         if added:
             lines += self._long_sums(added, body)
-        elif chunked := [name for r, name in names.items() if r.op == "row_sum"]:  # W columns at a time: fewer roundings
+        elif summed := [r for r in reductions if r.op == "row_sum"]:
+            # in double precision; but beside an exponential that would take a tenth of the time: there W columns at a time
+            chunked = [names[r] for r in summed if self._is_dear(r.args[0])]
+            doubles = [names[r] for r in summed if names[r] not in chunked]
+            lines += [f"{name}_all = doubled({name})" for name in doubles]
             lines.append(f"for start in range(0, {columns}, W):")
             lines += [f"    {name}_lanes = spread(f(0.0))" for name in chunked]
             lines += [f"    for j in range(start, least({columns}, start + W)):", *(f"        {line}" for line in body)]
             lines += [f"    {name} = {name} + {name}_lanes" for name in chunked]
+            lines += [f"{name} = rounded({name}_all, f(0.0))" for name in doubles]
         else:
             lines += [f"for j in range({columns}):", *(f"    {line}" for line in body)]
         scope |= names
+
+    def _is_dear(self, node: Node) -> bool:
+        return any(n.op in DEAR for n in walk([node]))
 
     def _long_sums(self, added: dict[str, tuple[str, str]], body: list[str]) -> list[str]:
         """A loop over columns that adds up as `LoopWriter` does: line k of a table stands for its lane k.
