@@ -9,7 +9,8 @@ def sigmoid(xp, x):
 
     .. math:: g(x) = \frac{1}{1 + e^{-x}}
 
-    Written with e = exp(−|x|), which never overflows: 1 / (1 + e) for x ≥ 0, and e / (1 + e), the same number, below.
+    Written with e = exp(−|x|), which never overflows, and q = e / (1 + e), which is g(−|x|): above zero g is 1 − q; below, where
+    it is q, e − e q is the same number with half the rounding.
 
     Parameters
     ----------
@@ -28,7 +29,8 @@ def sigmoid(xp, x):
     array([0. , 0.5, 1. ])
     """
     e = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0, 1.0, e) / (1.0 + e)
+    q = e / (1.0 + e)
+    return xp.where(x >= 0, 1.0 - q, e - e * q)
 
 
 @sigmoid.backward

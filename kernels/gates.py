@@ -33,7 +33,15 @@ def silu(xp, x):
     >>> np.round(xpnn.silu([-1000.0, 1.0, 100.0]), 4)
     array([ -0.    ,   0.7311, 100.    ])
     """
-    return x * sigmoid.forward_formula(xp, x)
+    return times_sigmoid(xp, x, x)
+
+
+def times_sigmoid(xp, x, v):
+    """x σ(v), for x and v of one sign: with e = exp(−|v|) x / (1 + e) above 0; below, n − n e / (1 + e) with n = x e."""
+    e = xp.exp(-xp.abs(v))
+    n = x * e
+    t = xp.where(v >= 0, x, e) / (1.0 + e)
+    return xp.where(v >= 0, t, n - n * t)
 
 
 @silu.backward
@@ -74,9 +82,9 @@ def mish(xp, x):
 
     Notes
     -----
-    Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020. As tanh(log u) = (u² − 1) / (u² + 1), with
-    u = 1 + w and w = eˣ the factor is w (w + 2) / (w (w + 2) + 2): no logarithm, and nothing cancels. Above 0 both parts are
-    divided by w²: with e = exp(−x) it is (1 + 2e) / (1 + 2e + 2e²). As in PyTorch, the result for −∞ is NaN.
+    Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020. tanh(log u) = (u² − 1) / (u² + 1): no logarithm
+    is taken. With e = exp(−|x|) g(x) is x / (1 + t) above 0, where t = e / (1 + 1/(2e)); below, it is n − n t, where n = x e
+    and t = e / (u + 1/u) with u = 1 + e: few numbers are rounded beside the large ones. As in PyTorch, the result for −∞ is NaN.
 
     Examples
     --------
@@ -84,8 +92,10 @@ def mish(xp, x):
     >>> np.round(xpnn.mish([-1000.0, 1.0, 100.0]), 4)
     array([ -0.    ,   0.8651, 100.    ])
     """
-    _, part, rest = mish_parts(xp, x)
-    return x * (part / (part + rest))
+    e = xp.exp(-xp.abs(x))
+    n, u = x * e, 1.0 + e
+    t = e / (xp.where(x >= 0, 1.0, u) + xp.where(x >= 0, 0.5, 1.0) / xp.where(x >= 0, e, u))
+    return xp.where(x >= 0, x / (1.0 + t), n - n * t)
 
 
 def mish_parts(xp, x):
@@ -154,7 +164,7 @@ def gelu(xp, x, *, approximate="none"):
     array([ -0.    ,   0.8412, 100.    ])
     """
     if approximate == "tanh":
-        return x * sigmoid.forward_formula(xp, twice_u(xp, x)[0])
+        return times_sigmoid(xp, x, twice_u(xp, x)[0])
     return 0.5 * x * xp.erfc(-math.sqrt(0.5) * x)
 
 
@@ -164,9 +174,10 @@ def twice_u(xp, x):
     Where x² > 10⁶ the function is level: the square may stop there, and then overflows nowhere.
     """
     square = x * x
-    square = 0.044715 * xp.where(square > 1e6, 1e6, square)
+    square = xp.where(square > 1e6, 1e6, square)
     factor = 2.0 * math.sqrt(2.0 / math.pi)
-    return factor * x * (1.0 + square), factor * (1.0 + 3.0 * square)
+    cubic = 0.044715 * factor
+    return x * (factor + cubic * square), factor + 3.0 * cubic * square
 
 
 @gelu.backward

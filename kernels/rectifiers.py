@@ -291,9 +291,9 @@ def relu6_backward(xp, dy, y):
 
 @kernel
 def hardsigmoid(xp, x):
-    r"""min(max(0, x + 3), 6) / 6, a `sigmoid` of three straight lines.
+    r"""x / 6 + 1/2 between 0 and 1, a `sigmoid` of three straight lines.
 
-    .. math:: g(x) = \frac{\min(\max(0, x + 3), 6)}{6}
+    .. math:: g(x) = \min(\max(0, \frac{x}{6} + \frac{1}{2}), 1)
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ def hardsigmoid(xp, x):
     >>> xpnn.hardsigmoid([-4.0, 0.0, 4.0])
     array([0. , 0.5, 1. ])
     """
-    return clipped(xp, x + 3.0, 0.0, 6.0) / 6.0
+    return clipped(xp, x * (1.0 / 6.0) + 0.5, 0.0, 1.0)
 
 
 @hardsigmoid.backward
@@ -322,9 +322,9 @@ def hardsigmoid_backward(xp, dy, x):
 
 @kernel
 def hardswish(xp, x):
-    r"""x min(max(0, x + 3), 6) / 6, a `silu` without an exponential.
+    r"""x times `hardsigmoid`, a `silu` without an exponential.
 
-    .. math:: g(x) = x \, \frac{\min(\max(0, x + 3), 6)}{6}
+    .. math:: g(x) = x \, \min(\max(0, \frac{x}{6} + \frac{1}{2}), 1)
 
     Parameters
     ----------

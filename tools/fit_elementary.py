@@ -134,11 +134,13 @@ def print_error_functions(dtype: type) -> None:
     show("erfc", dtype, fit(scaled, lambda t: 1 / scaled(t), low, high, far, dtype))
     if dtype is np.float32:  # erfc(k/8 + r) = q(r)
         eighth = mp.mpf("0.0625001")
-        tables = [remez(lambda r, a=k / 8: mp.erfc(a + r), lambda r, a=k / 8: 1 / mp.erfc(a + r), -eighth, eighth, range(6))
-                  for k in range(16)]  # fmt: skip
+        tables = [remez(lambda r, a=k / 8: mp.erfc(a + r), lambda r, a=k / 8: 1 / mp.erfc(a + r), -eighth, eighth, range(7))
+                  for k in range(32)]  # fmt: skip
         print(f"    # relative error 2^{float(mp.log(max(worst for _, worst in tables), 2)):.1f}")
-        for power in range(6):
-            show(f"erfc_near[{power}]", dtype, [round_to(dtype, solution[power]) for solution, _ in tables])
+        for power in range(7):
+            show(f"eighths[{power}]", dtype, [round_to(dtype, solution[power]) for solution, _ in tables])
+        firsts = [solution[0] for solution, _ in tables]
+        show("eighths_lost", dtype, [round_to(dtype, c - mp.mpf(round_to(dtype, c))) for c in firsts])
 
 
 def tanh_by_exp(r: Any) -> Any:

@@ -368,13 +368,13 @@ def total(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def doubled(typingctx: Any, value: Any) -> Any:
-    """The same lanes in double precision."""
-    lanes = Lanes(types.float64, value.count)
+    """Lanes, or a number, in double precision."""
+    result = Lanes(types.float64, value.count) if isinstance(value, Lanes) else types.float64
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
-        return args[0] if value == lanes else builder.fpext(args[0], ir.VectorType(ir.DoubleType(), lanes.count))
+        return args[0] if value == result else builder.fpext(args[0], context.get_value_type(result))
 
-    return lanes(value), lower
+    return result(value), lower
 
 
 @intrinsic
