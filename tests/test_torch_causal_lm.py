@@ -37,5 +37,10 @@ def test_causal_lm_loss(dtype, count, shifted):
         ours.causal_lm_loss(logits, None, 11)
 
 
+def test_wrong_vocab_size():
+    with pytest.raises(ValueError, match="causal_lm_loss: vocab_size: got 12, expected 4, the length of logits' rows"):
+        ours.causal_lm_loss(random(2, 3, 4), classes(2, 3, of=4), 12)
+
+
 def test_no_rows_count():
     assert math.isnan(ours.causal_lm_loss(random(1, 3, 4), torch.full((1, 3), -100), 4).item())

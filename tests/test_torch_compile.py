@@ -43,6 +43,57 @@ def test_opcheck(name, suffix):
     assert {*torch.library.opcheck(function, args).values()} == {"SUCCESS"}
 
 
+def channels_last(*shape, seed=0):
+    return random(*shape, seed=seed, dtype=torch.float32, grad=False).to(memory_format=torch.channels_last)
+
+
+CL, HALVES = channels_last(2, 4, 3, 5), channels_last(2, 8, 3, 5, seed=1).chunk(2, 1)
+LAID = {
+    "silu": lambda: (CL.clone().requires_grad_(),),
+    "relu": lambda: (CL[:, :, ::2].detach().requires_grad_(),),
+    "glu": lambda: tuple(h.detach().requires_grad_() for h in HALVES),
+    "swiglu": lambda: (CL.clone().requires_grad_(), random(2, 4, 3, 5, dtype=torch.float32)),
+    "mse_loss": lambda: (CL.clone().requires_grad_(), HALVES[0], None, "none"),
+    "mse_loss_value_and_grad": lambda: (CL, HALVES[0], None, "mean", "x,target"),
+    "silu_backward": lambda: (CL + 1, None, CL, "x"),
+    "tanh_backward": lambda: (torch.ones(()).expand(CL.shape), CL, None, "x"),
+    "swiglu_backward": lambda: (random(2, 4, 3, 5, dtype=torch.float32, grad=False), None, CL, CL, "gate,up"),
+}
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.parametrize("name", LAID)
+def test_opcheck_of_layouts(name):
+    """What is said of strides holds too."""
+    assert {*torch.library.opcheck(getattr(torch.ops.xpnn, name).default, LAID[name]()).values()} == {"SUCCESS"}
+
+
+@pytest.mark.usefixtures("composed")
+def test_compiled_layouts():
+    """One graph for all sizes; and one where a size is known only when it runs."""
+    graphs = []
+
+    def backend(graph, inputs):
+        from torch._dynamo.backends.debugging import aot_eager
+
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch.compiler.reset()
+    compiled = torch.compile(ours.silu, fullgraph=True, backend=backend, dynamic=True)
+    for n in (2, 3, 4):
+        x = channels_last(n, n + 6, 5, 7).requires_grad_()
+        y = compiled(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert y.stride() == dx.stride() == x.stride()
+    assert len(graphs) == 1
+    some = torch.tensor([True, False, True])
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        selected = torch.compile(lambda x, m: ours.relu(x[m].transpose(0, 1)), fullgraph=True, backend=backend)
+        y = selected(random(3, 4, 5, grad=False), some)
+    assert y.stride() == F.relu(random(3, 4, 5, grad=False)[some].transpose(0, 1)).stride()
+
+
 @pytest.mark.usefixtures("composed")
 @pytest.mark.parametrize("patched", [False, True], ids=["by name", "patched"])
 @pytest.mark.parametrize("name", ["cross_entropy", "log_softmax", "linear_cross_entropy"])

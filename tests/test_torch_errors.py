@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,49 @@ WRONG = {
     "dimensions": ("linear_cross_entropy", (random(2, 3, 5), random(7, 5), T), {}),
     "features": ("linear_cross_entropy", (X, torch.randn(7, 4), T), {}),
     "bias": ("linear_cross_entropy", (X, torch.randn(7, 5), T), {"linear_bias": torch.randn(6)}),
+    "None": ("relu", (None,), {}),
+    "a number of targets": ("linear_cross_entropy", (X, torch.randn(7, 5), T[:3]), {}),
+    "weights in a list": ("nll_loss", (X, T, [1.0] * 5), {}),
+    "logits without dimensions": ("cross_entropy", (torch.tensor(1.0), T[0]), {}),
+    "log-probabilities without dimensions": ("nll_loss", (torch.tensor(1.0), T[0]), {}),
+    "reduction of None": ("mse_loss", (X, X), {"reduction": None}),
+    "reduction by a number": ("linear_cross_entropy", (X, torch.randn(7, 5), T), {"reduction": 1}),
+    "huber's reduction": ("huber_loss", (X, X), {"reduction": None}),
+    "integer target": ("kl_div", (X, T.expand(5, 4).T), {}),
+    "integers for yes and no": ("binary_cross_entropy_with_logits", (X, T.expand(5, 4).T), {}),
+    "truths for yes and no": ("binary_cross_entropy_with_logits", (X, X.detach() > 0), {}),
+    "log_target": ("kl_div", (X, X.detach().exp()), {"log_target": 1}),
+    "float ignore_index": ("cross_entropy", (X, T), {"ignore_index": 1.0}),
+    "an option in a list": ("celu", (X,), {"alpha": [1.0]}),
+    "dtype": ("softmax", (X, 1), {"dtype": "float32"}),
+    "dim in a tensor": ("softmax", (torch.tensor(1.0), torch.tensor(1)), {}),
+    "linear_weight's dtype": ("linear_cross_entropy", (X, torch.randn(7, 5).double(), T), {}),
+    "linear_bias's dtype": ("linear_cross_entropy", (X, torch.randn(7, 5), T), {"linear_bias": torch.randn(7).half()}),
+    "double weight of a norm": ("layer_norm", (X, (5,), torch.ones(5).double()), {}),
+    "half weight of a norm": ("layer_norm", (X, (5,), torch.ones(5).half()), {}),
+    "integer weight of a norm": ("layer_norm", (X, (5,), torch.ones(5).long()), {}),
+    "weight and bias": ("layer_norm", (X, (5,), torch.ones(5), torch.ones(5).half()), {}),
+    "half weight and single bias": ("layer_norm", (X.half(), (5,), torch.ones(5).half(), torch.ones(5)), {}),
+    "weight of a norm in a list": ("rms_norm", (X, (5,), [1.0] * 5), {}),
+    "normalized_shape of floats": ("rms_norm", (X, (5.0,)), {}),
+    "normalized_shape's type": ("layer_norm", (X, "5"), {}),
+    "eps": ("layer_norm", (X, (5,)), {"eps": "1"}),
+    "no eps": ("layer_norm", (X, (5,)), {"eps": None}),
+}
+HERE = {  # what docs/torch.md says is refused by xpnn alone
+    "integers": ("sigmoid", (T,), {}),
+    "integer input": ("mse_loss", (T, T.float()), {}),
+    "complex numbers": ("tanh", (X.to(torch.complex64),), {}),
+    "half precision of both kinds": ("mse_loss", (X.half(), X.bfloat16()), {}),
+    "weights beside probabilities": ("cross_entropy", (X, torch.rand(4, 5), torch.rand(5).double()), {}),
+    "weights that require grad": ("cross_entropy", (X, torch.rand(4, 5), torch.ones(5, requires_grad=True)), {}),
+    "no classes": ("cross_entropy", (torch.zeros(4, 0), torch.full((4,), -100)), {}),
+    "a tensor as a number": ("leaky_relu", (X, torch.tensor(1.0)), {}),
+    "a truth as a number": ("cross_entropy", (X, T), {"label_smoothing": True}),
+    "a bound that is NaN": ("hardtanh", (X,), {"max_val": math.nan}),
+    "elementwise_mean": ("mse_loss", (X, X), {"reduction": "elementwise_mean"}),
+    "inplace": ("relu", (X.detach(), True), {}),
+    "weights of three dimensions": ("linear_cross_entropy", (X, torch.zeros(3, 2, 5), torch.zeros(4, 2).long()), {}),
 }
 
 
@@ -61,6 +106,46 @@ def test_errors_are_pytorchs_kinds(case):
     kind = RuntimeError if isinstance(theirs.value, NotImplementedError) else type(theirs.value)
     with pytest.raises(kind, match="expected"):
         run(ours)
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", HERE)
+def test_refused_here_alone(case):
+    name, args, kwargs = HERE[case]
+    getattr(F, name)(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="expected"):
+        getattr(ours, name)(*args, **kwargs)
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.filterwarnings("ignore")
+def test_taken_here_alone():
+    """The rest of docs/torch.md's list."""
+
+    def yes_or_no(module):
+        module.binary_cross_entropy_with_logits(X, torch.rand(4, 5), pos_weight=torch.ones(5) > 0)
+
+    def huber(module):
+        module.huber_loss(X, X.detach().double()).backward()
+
+    def beside_double(module):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module.nll_loss(X, T, torch.ones(5).double()).dtype is torch.float64
+
+    for call in (yes_or_no, huber, beside_double):
+        call(ours)
+        with pytest.raises(RuntimeError):
+            call(F)
+
+
+@pytest.mark.usefixtures("composed")
+def test_equal_options_are_not_the_same():
+    """An option of the wrong type is refused after an equal one of the right type, and leaves that alone."""
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"ignore_index: got 1\.0, expected an integer"):
+            ours.cross_entropy(X, T, ignore_index=1.0)
+        ours.cross_entropy(X, T, ignore_index=1)
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])

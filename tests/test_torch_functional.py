@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -111,6 +112,33 @@ def test_dim_and_dtype(name):
     torch.testing.assert_close(narrow, theirs, rtol=2e-2, atol=2e-2)
     assert getattr(ours, name)(classes(4, of=3), 0, dtype=torch.float32).dtype == torch.float32
     assert getattr(ours, name)(random(2, 3, 4), 1).is_contiguous()
+
+
+@pytest.mark.usefixtures("composed")
+def test_dim_of_any_integers():
+    for one in (np.int64(1), torch.tensor(1)):
+        for name in ("softmax", "glu"):
+            torch.testing.assert_close(*(getattr(m, name)(random(4, 6), one) for m in (ours, F)))
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.parametrize("other", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("nll_loss", "linear_cross_entropy")])
+def test_mixed_dtypes(name, dtype, other):
+    """The result's dtype is PyTorch's, which is not always what the arguments' promote to."""
+    if {dtype, other} == {*HALF}:
+        return
+    x, t = random(4, 5, dtype=dtype, grad=False), unit(4, 5, seed=1, dtype=other, grad=False)
+    weights = [{}]
+    if name in ("huber_loss", "mse_loss", "binary_cross_entropy_with_logits"):
+        weights.append({"weight": unit(4, 5, seed=2, grad=False)})
+    for options in weights:
+        for reduction in ("mean", "none"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # PyTorch's, of kl_div's "mean"
+                mine, theirs = (getattr(m, name)(x, t, reduction=reduction, **options) for m in (ours, F))
+            torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.usefixtures("composed")

@@ -7,8 +7,10 @@ import tracemalloc
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.13", reason="torch 2.13 is not installed: xpnn.torch is not tested")
-from torch_helpers import DTYPES, classes, ours, random  # noqa: E402
+import torch.nn.functional as F  # noqa: E402, N812
+from torch_helpers import CALLS, DTYPES, LACKING, LOSSES, check, classes, ours, random, unit  # noqa: E402
 
+import xpnn  # noqa: E402
 from xpnn.torch.arrays import array, tensor  # noqa: E402
 
 
@@ -21,6 +23,69 @@ def test_arrays_are_the_tensors(dtype):
         assert a.strides == tuple(s * view.itemsize for s in view.stride())
         back = tensor(a)
         assert (back.dtype, back.data_ptr(), back.shape) == (dtype, view.data_ptr(), view.shape)
+
+
+ACTIVATIONS = [n for n in CALLS if n not in (*LOSSES, *LACKING, "glu", "softmax", "log_softmax", "layer_norm", "rms_norm")]
+LAYOUTS = {
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "one image, channels last": lambda x: x[:1].to(memory_format=torch.channels_last),
+    "half of the channels": lambda x: x.to(memory_format=torch.channels_last)[:, 1:],
+    "every other row": lambda x: x.to(memory_format=torch.channels_last)[:, :, ::2],
+    "permuted": lambda x: x.permute(3, 1, 0, 2),
+    "transposed": lambda x: x[0, 0].T,
+    "expanded": lambda x: x[:1].transpose(1, 3).expand(2, 5, 4, 3),
+}
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_layout_is_kept(name, layout):
+    """Results and gradients lie as PyTorch's do: channels last stays channels last."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = LAYOUTS[layout](random(2, 3, 4, 5, dtype=dtype, grad=False))
+        found = []
+        for module in (ours, F):
+            leaf = x.detach().requires_grad_()
+            y = getattr(module, name)(leaf)
+            like = torch.empty_like(y).copy_(random(*y.shape, seed=1, grad=False))
+            expanded = torch.ones((), dtype=dtype).expand(y.shape)  # as of y.sum()
+            found.append([y.detach(), *(torch.autograd.grad(y, leaf, dy, retain_graph=True)[0] for dy in (like, expanded))])
+        for mine, theirs in zip(*found, strict=True):
+            assert mine.stride() == theirs.stride()
+            torch.testing.assert_close(mine, theirs, rtol=1.6e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("composed")
+def test_layout_of_gates_and_losses():
+    """That of the first tensor, gradients as well; the order of PyTorch's losses' gradients is another matter."""
+    x, t, w = (random(2, 4, 3, 5, seed=k).detach().to(memory_format=torch.channels_last).requires_grad_() for k in range(3))
+    assert ours.glu(x, 1).stride() == F.glu(x, 1).stride() != ours.glu(x.contiguous(), 1).stride()
+    for name, args in (("swiglu", (x, t)), ("mse_loss", (x, t)), ("kl_div", (x, t)), ("huber_loss", (x, t))):
+        for reduction in ("none", "mean") if name in LOSSES else ("",):
+            y = getattr(ours, name)(*args, **({"reduction": reduction} if reduction else {}))
+            gradients = torch.autograd.grad(y, args, torch.ones_like(y))
+            assert {v.stride() for v in (y, *gradients) if v.dim()} == {x.stride()}
+    check("binary_cross_entropy_with_logits", (x, t.detach().sigmoid()), {"weight": w.detach().abs(), "reduction": "none"})
+    check("mse_loss", (x, t), {"weight": w})
+    check("swiglu", (x, t.detach().contiguous().requires_grad_()))
+    check("swiglu", (x.detach().contiguous().requires_grad_(), t))
+    column = unit(5, grad=False)  # of another shape: all is as if it were contiguous
+    assert ours.binary_cross_entropy_with_logits(x, t.detach().sigmoid(), column, reduction="none").is_contiguous()
+
+
+def test_layout_without_a_copy(monkeypatch):
+    """The kernel gets the tensor's memory in the order in which it lies, and its result may be written to."""
+    seen = []
+    call = xpnn.Kernel.__call__
+    monkeypatch.setattr(xpnn.Kernel, "__call__", lambda k, *a, **b: seen.extend(a) or call(k, *a, **b))
+    x = random(2, 3, 4, 5).detach().to(memory_format=torch.channels_last).requires_grad_()
+    with xpnn.use_backend("numpy"):
+        y = ours.silu(x)
+        y.mul_(2).sum().backward()
+    assert seen[0].flags.c_contiguous
+    assert seen[0].__array_interface__["data"][0] == x.data_ptr()
+    assert x.grad.stride() == x.stride()
 
 
 def test_the_gradient_is_the_only_large_array():

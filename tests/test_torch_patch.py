@@ -65,6 +65,8 @@ def test_patch_leaves_the_rest_to_pytorch():
         assert F.silu(y, inplace=True) is y
         assert F.softmax(torch.empty(2, 3, device="meta"), 1).is_meta
         assert F.mse_loss(x.half(), x.bfloat16()).dtype == torch.float32
+        assert F.cross_entropy(x, torch.rand(4, 5), torch.ones(5).double()).dtype == torch.float64
+        assert F.binary_cross_entropy_with_logits(x, x.to(torch.complex64)).is_complex()
         torch.testing.assert_close(torch.func.vmap(lambda r: F.softmax(r, 0))(x), x.softmax(1))
         torch.testing.assert_close(torch.func.grad(lambda x: F.softmax(x, 1)[0, 0])(x)[1:], torch.zeros(3, 5))
         _, tangent = torch.func.jvp(lambda x: F.softmax(x, 1), (x,), (x,))

@@ -7,6 +7,7 @@ All else (`torch.compile`, fake tensors, subclasses, functorch) calls the operat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.compiler import is_compiling
 
 from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Full, Index
-from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, place, tensor
+from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, check_tensor, place, tensor
 from xpnn.torch.layout import Order, as_given, as_stored, empty, laid
 
 # losses in this dtype are scaled, so that gradients fit into it: those for a cotangent of 1, of a single pass, might not
@@ -78,7 +79,7 @@ class Op:
         self.first, self.output = self.inputs[:1], d.outputs[0]
         self.alone, self.spans = len(d.inputs) == 1, d.span is not None
         self.elementwise = not kernel.has_axis and all(i.kinds == (Full,) for i in d.inputs.values()) and not self.spans
-        self._changed: dict[Any, dict[str, Any]] = {}
+        self.changed = functools.lru_cache(1000, typed=True)(self._changed)  # 1, 1.0 and True are not the same
         ops[self.name] = self
         _register(self)
 
@@ -108,12 +109,20 @@ class Op:
             return _run_simple(self, options, wanted, *tensors)
         except NoMemory:  # a meta tensor, say
             return self._dispatched(tensors, options)
+        except AttributeError:
+            self._check_tensors(tensors)
+            raise
         except (ArgumentError, ArgumentTypeError):
             raise
         except ValueError as error:
             raise ArgumentError(*error.args) from error
         except TypeError as error:
             raise ArgumentTypeError(*error.args) from error
+
+    def _check_tensors(self, tensors: Sequence[Any]) -> None:
+        for name, t in zip(self.inputs, tensors, strict=False):
+            if t is not None or name not in self.optional:
+                check_tensor(self.name, "input" if name in ("x", "logits") else name, t)
 
     def _not_floating(self, dtype: torch.dtype) -> Exception:
         return ArgumentTypeError(f"{self.name}: input: got dtype {dtype}, expected floating numbers")
@@ -128,9 +137,7 @@ class Op:
 
     def arguments(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The kernel's arguments, defaults left out, for which there is a shorter way."""
-        kwargs = self._changed.get(options)
-        if kwargs is None:
-            kwargs = self.changed(options)
+        kwargs = self.options(options)
         try:  # what `array` does; in a small call, calls of it would be felt
             args = [t.numpy() for t in tensors if t is not None]
         except (RuntimeError, TypeError):
@@ -143,16 +150,16 @@ class Op:
             return args[:required], kwargs | dict(zip(names[required:], args[required:], strict=True))
         return args, kwargs
 
-    def changed(self, options: tuple[Any, ...]) -> dict[str, Any]:
+    def options(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The options that do not have their defaults; not to be written to."""
-        found = self._changed.get(options)
-        if found is None:
-            if len(self._changed) > 1000:
-                self._changed.clear()
-            known = self.kernel.declaration.options | {"axis": -1}  # the kernel's own defaults
-            given = zip(self.defaults, options, strict=True)
-            found = self._changed[options] = {n: v for n, v in given if v != known[n]}
-        return found
+        try:
+            return self.changed(*values)
+        except TypeError:  # one is a list, say: the kernel words the error
+            return self._changed(*values)
+
+    def _changed(self, *values: Any) -> dict[str, Any]:
+        known = self.kernel.declaration.options | {"axis": -1}  # the kernel's own defaults
+        return {n: v for n, v in zip(self.defaults, values, strict=True) if v != known[n]}
 
     def forward(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
         """The kernel itself."""
@@ -170,9 +177,7 @@ class Op:
 
     def _dispatched(self, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> torch.Tensor:
         """By the registered operators: the fused one where gradients are wanted, or forward alone."""
-        for name, t in zip(self.inputs, tensors, strict=False):
-            if not isinstance(t, torch.Tensor | None):
-                raise ArgumentTypeError(f"{self.name}: {name}: got {type(t).__name__}, expected a tensor")
+        self._check_tensors(tensors)
         if has_tangent(tensors):  # not to be lost silently
             raise ArgumentError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
         if tensors[0].dtype not in FLOATS:
@@ -201,7 +206,7 @@ class Op:
         self, dy: torch.Tensor, known: dict[str, torch.Tensor], options: tuple[Any, ...], wanted: tuple[str, ...]
     ) -> dict[str, torch.Tensor]:
         """The gradients wanted, by input, from a cotangent and what the backward reads."""
-        changed, order = self.changed(options), None
+        changed, order = self.options(options), None
         if self.elementwise and not next(iter(known.values())).is_contiguous():
             order, (*read, dy) = as_stored([*known.values(), dy])
             known = dict(zip(known, read, strict=True))
