@@ -76,6 +76,7 @@ WRONG = {
 HERE = {  # what docs/torch.md says is refused by xpnn alone
     "integers": ("sigmoid", (T,), {}),
     "integer input": ("mse_loss", (T, T.float()), {}),
+    "complex target": ("binary_cross_entropy_with_logits", (X.detach(), X.detach().to(torch.complex64)), {}),
     "complex numbers": ("tanh", (X.to(torch.complex64),), {}),
     "half precision of both kinds": ("mse_loss", (X.half(), X.bfloat16()), {}),
     "weights beside probabilities": ("cross_entropy", (X, torch.rand(4, 5), torch.rand(5).double()), {}),
@@ -129,11 +130,15 @@ def test_taken_here_alone():
     def huber(module):
         module.huber_loss(X, X.detach().double()).backward()
 
-    def beside_double(module):
+    def double_weights(module):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert module.nll_loss(X, T, torch.ones(5).double()).dtype is torch.float64
 
-    for call in (yes_or_no, huber, beside_double):
+    def double_layer(module):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module.linear_cross_entropy(X, torch.ones(7, 5).double(), T).dtype is torch.float64
+
+    for call in (yes_or_no, huber, double_weights, double_layer):
         call(ours)
         with pytest.raises(RuntimeError):
             call(F)
