@@ -14,8 +14,8 @@ from xpnn.backends.bind import needs_backward, option_value
 from xpnn.backends.declare import Declaration, evaluate, is_dynamic
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
 from xpnn.backends.program import DType, Node, Shape, walk
+from xpnn.backends.recording import SubsetError
 from xpnn.backends.task import HALF, BackendError, Executable, Task
-from xpnn.backends.trace import SubsetError
 
 if TYPE_CHECKING:
     from xpnn.backends.kernel import Kernel

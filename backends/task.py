@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from xpnn.backends.declare import Declaration, trace
 from xpnn.backends.kinds import Kind
 from xpnn.backends.program import DType, Program
-from xpnn.backends.trace import BranchError, SubsetError
+from xpnn.backends.recording import BranchError, SubsetError
 
 HALF = {"float16", "bfloat16"}  # stored in 16 bits, computed in float32
 

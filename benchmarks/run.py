@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from xpnn.backends.numba import pool
+from xpnn.backends.recording import SubsetError
 from xpnn.backends.task import BackendError
-from xpnn.backends.trace import SubsetError
 from xpnn.benchmarks import ceiling, peers
 from xpnn.benchmarks.cases import Case
 from xpnn.benchmarks.timing import Contender, Timing, extra_memory, interleave

@@ -84,6 +84,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def composed() -> Iterator[None]:
+    """No compiling, for what is the same for all backends."""
+    with xpnn.use_backend("numpy"):
+        yield
+
+
 @dataclass(frozen=True)
 class Library:
     """An array library other than NumPy."""

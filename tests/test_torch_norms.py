@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: E402, N812
 import xpnn.torch as ours  # noqa: E402
 
 
+@pytest.mark.usefixtures("composed")
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5)])
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_rows_of_several_dimensions(name: str, shape: tuple[int, ...]) -> None:

@@ -9,8 +9,8 @@ from xpnn import init, testing
 from xpnn.backends.choice import set_backend, use_backend
 from xpnn.backends.kernel import Kernel, kernel
 from xpnn.backends.kinds import Column, Full, Index, Matrix, Row, Scalar
+from xpnn.backends.recording import SubsetError
 from xpnn.backends.task import BackendError
-from xpnn.backends.trace import SubsetError
 from xpnn.diagnosis import diagnose
 from xpnn.kernels import (
     adagrad,

@@ -30,7 +30,7 @@ from xpnn.backends.kernel import Kernel
 from xpnn.backends.kinds import Matrix
 from xpnn.backends.prepare import Given, default_given, kind_of, prepare_shapes
 from xpnn.backends.program import Program
-from xpnn.backends.trace import SubsetError
+from xpnn.backends.recording import SubsetError
 from xpnn.samples import DTYPES, HALF, Array, Variant, is_float, place, sample, variants
 
 TOLERANCE = 4.0  # ULP beyond the composed formula's own error: exp, log and a quotient may each be off by one

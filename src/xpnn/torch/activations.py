@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import xpnn
-from xpnn.torch.arrays import ArgumentError, ArgumentTypeError
+from xpnn.torch.arrays import ArgumentError, check_tensor, dimension
 from xpnn.torch.ops import Op
 
 _OPS = {
@@ -188,10 +188,8 @@ def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def _halves(input: Any, dim: Any) -> tuple[Any, ...]:
-    if not isinstance(input, torch.Tensor):
-        raise ArgumentTypeError(f"glu: input: got {type(input).__name__}, expected a tensor")
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise ArgumentTypeError(f"glu: dim: got {dim!r}, expected an integer")
+    check_tensor("glu", "input", input)
+    dim = dimension("glu", dim)
     if not -input.dim() <= dim < input.dim():
         raise (IndexError if input.dim() else ArgumentError)(f"glu: dim: got {dim}, expected one of {input.dim()} dimensions")
     if input.shape[dim] % 2:

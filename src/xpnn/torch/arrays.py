@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,6 +29,22 @@ class ArgumentError(ValueError, RuntimeError):
 
 class ArgumentTypeError(TypeError, RuntimeError):
     """An argument of a wrong type or dtype."""
+
+
+def check_tensor(name: str, argument: str, value: Any) -> None:
+    """Raise for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise ArgumentTypeError(f"{name}: {argument}: got {type(value).__name__}, expected a tensor")
+
+
+def dimension(name: str, dim: Any) -> int:
+    """A dimension's number as PyTorch takes it: of any type of integers."""
+    try:
+        if not isinstance(dim, bool):
+            return operator.index(dim)
+    except TypeError:
+        pass
+    raise ArgumentTypeError(f"{name}: dim: got {dim!r}, expected an integer")
 
 
 class NoMemory(ArgumentTypeError):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import _reduction
 
 import xpnn
-from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError
+from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, check_tensor, dimension
 from xpnn.torch.ops import Op
 
 _SOFTMAX, _LOG_SOFTMAX = Op(xpnn.softmax), Op(xpnn.log_softmax)
@@ -32,17 +32,18 @@ _MSE_LOSS, _HUBER_LOSS, _SMOOTH_L1_LOSS = Op(xpnn.mse_loss), Op(xpnn.huber_loss)
 # --- what arguments mean ---
 
 
-def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+def _reduction_of(name: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     """PyTorch's `reduction`, from its forerunners where they are given."""
     if size_average is None and reduce is None:
+        if not isinstance(reduction, str):
+            raise ArgumentError(f"{name}: reduction: got {reduction!r}, expected a string")
         return reduction
     return str(_reduction.legacy_get_string(size_average, reduce))
 
 
 def _axis(name: str, dim: Any, ndim: int) -> int:
     """A dimension as an axis, -1 for the last."""
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise ArgumentTypeError(f"{name}: dim: got {dim!r}, expected an integer")
+    dim = dimension(name, dim)
     if not -max(ndim, 1) <= dim < max(ndim, 1):
         raise IndexError(f"{name}: dim: got {dim}, expected -{max(ndim, 1)} <= dim < {max(ndim, 1)}")
     return -1 if dim in (-1, ndim - 1) else dim
@@ -51,30 +52,46 @@ def _axis(name: str, dim: Any, ndim: int) -> int:
 def _classes(name: str, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, torch.Tensor]:
     """The axis of the classes, which is 1, or the last; and the target, of whose dtypes not all are PyTorch's."""
     try:
-        ndim, dtype = input.dim(), target.dtype
+        ndim, dtype, weights = input.dim(), target.dtype, None if weight is None else weight.dtype
     except AttributeError:  # no tensors: the operator words the error
         return -1, target
-    if dtype is torch.int64 and weight is None and ndim != 1:
+    if dtype is torch.int64 and weight is None and ndim > 1:
         return (1 if ndim > 2 else -1), target
     if dtype is not torch.int64 and dtype is not torch.uint8 and dtype not in FLOATS:
         raise ArgumentTypeError(f"{name}: target: got dtype {dtype}, expected int64 or uint8, or floats for probabilities")
-    if weight is not None and weight.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise ArgumentTypeError(f"{name}: weight: got dtype {weight.dtype}, expected input's {input.dtype}")
+    if weights is not None and weights is not input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise ArgumentTypeError(f"{name}: weight: got dtype {weights}, expected input's {input.dtype}")
+    if ndim == 0:
+        raise ArgumentError(f"{name}: input: got no dimensions, expected at least one")
     if ndim == 1 and target.shape == (1,) and dtype not in FLOATS:
         target = target[0]
     return (1 if ndim > 2 else -1), target
 
 
-def _narrow(loss: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+def _narrow(loss: torch.Tensor, input: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
     """A loss in the dtype that PyTorch gives it: that of half precision again, unless autocast widens it."""
-    dtype = inputs[0].dtype
-    if dtype not in HALF or any(t.dtype in FLOATS and t.dtype is not dtype for t in inputs[1:]):
+    dtype = input.dtype
+    if dtype not in HALF or any(t is not None and t.dtype in FLOATS and t.dtype is not dtype for t in others):
         return loss
     return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
 
 
+def _as(dtype: torch.dtype, loss: torch.Tensor) -> torch.Tensor:
+    """A loss in a dtype that not all of its arguments decide, unless autocast widens it."""
+    return loss if torch.is_autocast_enabled(loss.device.type) else loss.to(dtype)
+
+
+def _check_floats(name: str, target: Any) -> None:
+    if isinstance(target, torch.Tensor) and target.dtype not in FLOATS:
+        raise ArgumentTypeError(f"{name}: target: got dtype {target.dtype}, expected floating numbers")
+
+
 def _warn_of_sizes(input: torch.Tensor, target: torch.Tensor) -> None:
-    if target.shape != input.shape:
+    try:
+        same = target.shape == input.shape
+    except AttributeError:  # no tensors: the operator words the error
+        return
+    if not same:
         warnings.warn(
             f"target has shape {tuple(target.shape)}, input {tuple(input.shape)}: they are broadcast, which is rarely meant",
             stacklevel=3,
@@ -118,12 +135,15 @@ def log_softmax(
 
 
 def _along(op: Op, input: torch.Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None) -> torch.Tensor:
+    check_tensor(op.name, "input", input)
     if dim is None:
         warnings.warn(f"{op.name} without dim is deprecated: pass dim=", stacklevel=stacklevel)
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if dtype is None and input.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.float32
     if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise ArgumentTypeError(f"{op.name}: dtype: got {dtype!r}, expected a torch.dtype")
         input = input.to(dtype)
     return op((input,), (_axis(op.name, dim, input.dim()),))
 
@@ -168,7 +188,7 @@ def cross_entropy(
     tensor(0.6931)
     """
     axis, target = _classes("cross_entropy", input, target, weight)
-    options = (ignore_index, _reduction_of(size_average, reduce, reduction), label_smoothing, axis)
+    options = (ignore_index, _reduction_of("cross_entropy", size_average, reduce, reduction), label_smoothing, axis)
     loss = _CROSS_ENTROPY((input, target) if weight is None else (input, target, weight), options)
     return loss if loss.dtype is input.dtype else _narrow(loss, input, target)
 
@@ -205,13 +225,19 @@ def linear_cross_entropy(
     >>> xpnn.torch.linear_cross_entropy(torch.ones(1, 3), torch.zeros(2, 3), torch.tensor([0]))
     tensor(0.6931)
     """
+    for name, t in (("input", input), ("linear_weight", linear_weight), ("target", target)):
+        check_tensor("linear_cross_entropy", name, t)
     if input.dim() not in (1, 2):
         raise ArgumentError(f"linear_cross_entropy: input: got {input.dim()} dimensions, expected 1 or 2")
     if linear_weight.dim() != 2:
         raise ArgumentError(f"linear_cross_entropy: linear_weight: got {linear_weight.dim()} dimensions, expected 2")
     if target.is_floating_point() and ignore_index is not None:
         raise ArgumentError("linear_cross_entropy: ignore_index: got one, expected none with probability targets")
+    for name, t in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if isinstance(t, torch.Tensor) and t.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
+            raise ArgumentTypeError(f"linear_cross_entropy: {name}: got dtype {t.dtype}, expected input's {input.dtype}")
     _, target = _classes("linear_cross_entropy", input, target, weight)
+    reduction = _reduction_of("linear_cross_entropy", None, None, reduction)
     chunk_size = None if options is None else options.batch_chunk_size
     loss = _LINEAR_CROSS_ENTROPY(
         (input, linear_weight, target, linear_bias, weight),
@@ -236,7 +262,7 @@ def nll_loss(
     tensor(1.)
     """
     axis, target = _classes("nll_loss", input, target, weight)
-    options = (ignore_index, _reduction_of(size_average, reduce, reduction), axis)
+    options = (ignore_index, _reduction_of("nll_loss", size_average, reduce, reduction), axis)
     loss = _NLL_LOSS((input, target, weight), options)
     return _narrow(loss, input)
 
@@ -256,8 +282,10 @@ def binary_cross_entropy_with_logits(
     >>> xpnn.torch.binary_cross_entropy_with_logits(torch.tensor([0.0]), torch.tensor([1.0]))
     tensor(0.6931)
     """
-    reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_BINARY((input, target, weight, pos_weight), (reduction,)), input, target)
+    reduction = _reduction_of("binary_cross_entropy_with_logits", size_average, reduce, reduction)
+    _check_floats("binary_cross_entropy_with_logits", target)
+    loss = _BINARY((input, target, weight, pos_weight), (reduction,))
+    return _as(target.dtype, loss)
 
 
 def kl_div(
@@ -274,7 +302,8 @@ def kl_div(
     >>> xpnn.torch.kl_div(torch.tensor([[0.0, -1.0]]), torch.tensor([[1.0, 0.0]]), reduction="batchmean")
     tensor(0.)
     """
-    reduction = _reduction_of(size_average, reduce, reduction)
+    reduction = _reduction_of("kl_div", size_average, reduce, reduction)
+    _check_floats("kl_div", target)
     return _narrow(_KL_DIV((input, target), (reduction, log_target)), input, target)
 
 
@@ -293,8 +322,8 @@ def mse_loss(
     tensor(4.5000)
     """
     _warn_of_sizes(input, target)
-    reduction = _reduction_of(size_average, reduce, reduction)
-    return _narrow(_MSE_LOSS((input, target, weight), (reduction,)), input, target)
+    reduction = _reduction_of("mse_loss", size_average, reduce, reduction)
+    return _narrow(_MSE_LOSS((input, target, weight), (reduction,)), input, target, weight)
 
 
 def huber_loss(
@@ -311,7 +340,9 @@ def huber_loss(
     tensor([0.1250, 2.5000])
     """
     _warn_of_sizes(input, target)
-    return _narrow(_HUBER_LOSS((input, target, weight), (reduction, delta)), input, target)
+    reduction = _reduction_of("huber_loss", None, None, reduction)
+    loss = _HUBER_LOSS((input, target, weight), (reduction, delta))
+    return _as(input.dtype if weight is None else torch.promote_types(input.dtype, weight.dtype), loss)
 
 
 def smooth_l1_loss(
@@ -329,7 +360,7 @@ def smooth_l1_loss(
     tensor([0.0625, 2.0000])
     """
     _warn_of_sizes(input, target)
-    reduction = _reduction_of(size_average, reduce, reduction)
+    reduction = _reduction_of("smooth_l1_loss", size_average, reduce, reduction)
     return _narrow(_SMOOTH_L1_LOSS((input, target), (reduction, beta)), input, target)
 
 
@@ -370,6 +401,8 @@ def causal_lm_loss(
         if labels is None:
             raise TypeError("causal_lm_loss: labels: got None, expected labels or shift_labels")
         shift_labels = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    if (length := logits.shape[-1]) != vocab_size:
+        raise ArgumentError(f"causal_lm_loss: vocab_size: got {vocab_size}, expected {length}, the length of logits' rows")
     divisor = None
     if num_items_in_batch is not None:
         divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float64, device=logits.device)

@@ -7,6 +7,7 @@ All else (`torch.compile`, fake tensors, subclasses, functorch) calls the operat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from xpnn.backends.kernel import Kernel
-from xpnn.backends.kinds import Index
-from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, place, tensor
+from xpnn.backends.kinds import Full, Index
+from xpnn.torch.arrays import FLOATS, HALF, ArgumentError, ArgumentTypeError, NoMemory, array, check_tensor, place, tensor
+from xpnn.torch.layout import Order, as_given, as_stored, empty, laid
 
 # losses in this dtype are scaled, so that gradients fit into it: those for a cotangent of 1, of a single pass, might not
 SCALED = torch.float16
@@ -76,7 +78,8 @@ class Op:
         self.rest = (None,) * (len(self.inputs) - 1)
         self.first, self.output = self.inputs[:1], d.outputs[0]
         self.alone, self.spans = len(d.inputs) == 1, d.span is not None
-        self._changed: dict[Any, dict[str, Any]] = {}
+        self.elementwise = not kernel.has_axis and all(i.kinds == (Full,) for i in d.inputs.values()) and not self.spans
+        self.changed = functools.lru_cache(1000, typed=True)(self._changed)  # 1, 1.0 and True are not the same
         ops[self.name] = self
         _register(self)
 
@@ -106,12 +109,20 @@ class Op:
             return _run_simple(self, options, wanted, *tensors)
         except NoMemory:  # a meta tensor, say
             return self._dispatched(tensors, options)
+        except AttributeError:
+            self._check_tensors(tensors)
+            raise
         except (ArgumentError, ArgumentTypeError):
             raise
         except ValueError as error:
             raise ArgumentError(*error.args) from error
         except TypeError as error:
             raise ArgumentTypeError(*error.args) from error
+
+    def _check_tensors(self, tensors: Sequence[Any]) -> None:
+        for name, t in zip(self.inputs, tensors, strict=False):
+            if t is not None or name not in self.optional:
+                check_tensor(self.name, "input" if name in ("x", "logits") else name, t)
 
     def _not_floating(self, dtype: torch.dtype) -> Exception:
         return ArgumentTypeError(f"{self.name}: input: got dtype {dtype}, expected floating numbers")
@@ -126,9 +137,7 @@ class Op:
 
     def arguments(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         """The kernel's arguments, defaults left out, for which there is a shorter way."""
-        kwargs = self._changed.get(options)
-        if kwargs is None:
-            kwargs = self.changed(options)
+        kwargs = self.options(options)
         try:  # what `array` does; in a small call, calls of it would be felt
             args = [t.numpy() for t in tensors if t is not None]
         except (RuntimeError, TypeError):
@@ -141,31 +150,34 @@ class Op:
             return args[:required], kwargs | dict(zip(names[required:], args[required:], strict=True))
         return args, kwargs
 
-    def changed(self, options: tuple[Any, ...]) -> dict[str, Any]:
+    def options(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The options that do not have their defaults; not to be written to."""
-        found = self._changed.get(options)
-        if found is None:
-            if len(self._changed) > 1000:
-                self._changed.clear()
-            known = self.kernel.declaration.options | {"axis": -1}  # the kernel's own defaults
-            given = zip(self.defaults, options, strict=True)
-            found = self._changed[options] = {n: v for n, v in given if v != known[n]}
-        return found
+        try:
+            return self.changed(*values)
+        except TypeError:  # one is a list, say: the kernel words the error
+            return self._changed(*values)
+
+    def _changed(self, *values: Any) -> dict[str, Any]:
+        known = self.kernel.declaration.options | {"axis": -1}  # the kernel's own defaults
+        return {n: v for n, v in zip(self.defaults, values, strict=True) if v != known[n]}
 
     def forward(self, tensors: Sequence[Any], options: tuple[Any, ...]) -> torch.Tensor:
         """The kernel itself."""
+        order = None
+        if self.elementwise and not tensors[0].is_contiguous():
+            order, tensors = as_stored(tensors)
         if not (first := tensors[0]).is_cuda:  # a context manager would be felt
             args, kwargs = self.arguments(tensors, options)
-            return tensor(self.kernel(*args, **kwargs)).contiguous()
-        with place(first):
-            args, kwargs = self.arguments(tensors, options)
-            return tensor(self.kernel(*args, **kwargs)).contiguous()
+            y = self.kernel(*args, **kwargs)
+        else:
+            with place(first):
+                args, kwargs = self.arguments(tensors, options)
+                y = self.kernel(*args, **kwargs)
+        return tensor(y).contiguous() if order is None else as_given(y, order)
 
     def _dispatched(self, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> torch.Tensor:
         """By the registered operators: the fused one where gradients are wanted, or forward alone."""
-        for name, t in zip(self.inputs, tensors, strict=False):
-            if not isinstance(t, torch.Tensor | None):
-                raise ArgumentTypeError(f"{self.name}: {name}: got {type(t).__name__}, expected a tensor")
+        self._check_tensors(tensors)
         if has_tangent(tensors):  # not to be lost silently
             raise ArgumentError(f"{self.name}: input: got a tangent, expected none: xpnn has no forward-mode derivatives")
         if tensors[0].dtype not in FLOATS:
@@ -180,24 +192,34 @@ class Op:
         self, tensors: Sequence[Any], options: tuple[Any, ...], wanted: tuple[str, ...]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The value of a loss and the gradients wanted, in one pass."""
+        order = None
+        if self.elementwise and not tensors[0].is_contiguous():
+            order, tensors = as_stored(tensors)
         args, kwargs = self.arguments(tensors, options)
         if wanted == self.usual:
             loss, gradient = self.kernel.value_and_grad(*args, **kwargs)
-            return tensor(loss), (tensor(gradient),)
+            return tensor(loss), (as_given(gradient, order),)
         loss, gradients = self.kernel.value_and_grad(*args, wrt=wanted, **kwargs)
-        return tensor(loss), tuple(map(tensor, gradients))
+        return tensor(loss), tuple([as_given(g, order) for g in gradients])
 
     def gradients(
         self, dy: torch.Tensor, known: dict[str, torch.Tensor], options: tuple[Any, ...], wanted: tuple[str, ...]
     ) -> dict[str, torch.Tensor]:
         """The gradients wanted, by input, from a cotangent and what the backward reads."""
-        changed = self.changed(options)
+        changed, order = self.options(options), None
+        if self.elementwise and not next(iter(known.values())).is_contiguous():
+            order, (*read, dy) = as_stored([*known.values(), dy])
+            known = dict(zip(known, read, strict=True))
         with place(dy):
             arrays = {n: array(t) for n, t in known.items()}
             if self.alone:  # positional: there is a shorter way
-                return {self.inputs[0]: tensor(self.kernel.backward(array(dy), *arrays.values(), **changed))}
+                return {self.inputs[0]: as_given(self.kernel.backward(array(dy), *arrays.values(), **changed), order)}
             found = self.kernel.backward(array(dy), **arrays, **changed, wrt=wanted)
-            return {n: tensor(g) for n, g in zip(wanted, found, strict=True)}
+            return {n: as_given(g, order) for n, g in zip(wanted, found, strict=True)}
+
+    def order(self, tensors: Iterable[torch.Tensor | None]) -> Order | None:
+        """That of results of these, of which the first decides."""
+        return as_stored([t for t in tensors if t is not None])[0] if self.elementwise else None
 
 
 # --- eager ---
@@ -296,7 +318,8 @@ def _register(op: Op) -> None:
         return op.forward(values[:n], values[n:])
 
     def fake(*values: Any) -> torch.Tensor:
-        return values[0].new_empty(_shape(op, values[:n], dict(zip(names, values[n:], strict=True))), dtype=_dtype(op, values))
+        shape = _shape(op, values[:n], dict(zip(names, values[n:], strict=True)))
+        return empty(values[0], shape, _dtype(op, values), op.order(values[:n]))
 
     def keep(ctx: Any, inputs: Sequence[Any], output: torch.Tensor) -> None:
         ctx.options = inputs[n:]
@@ -315,24 +338,26 @@ def _register(op: Op) -> None:
     def backward(dy: torch.Tensor, *values: Any) -> Any:
         given = zip((op.output, *op.inputs), values, strict=False)
         known = {i: t for i, t in given if t is not None}
-        made = filled(dy, op.gradients(dy, known, values[n + 1 : -1], tuple(values[-1].split(","))))
+        found = op.gradients(dy, known, values[n + 1 : -1], tuple(values[-1].split(",")))
+        made = filled(dy, found, op.order([*known.values(), dy]))
         return made if count > 1 else made[0]
 
     def fake_backward(dy: torch.Tensor, *values: Any) -> Any:
         wanted = values[-1].split(",")
         by_name = {i: t for i, t in zip(op.inputs, values[1:], strict=False) if i in wanted and t is not None}
-        made = shaped(dy, {op.inputs[0]: dy} if op.alone else by_name)
+        made = shaped(dy, {op.inputs[0]: dy} if op.alone else by_name, op.order([*values[: n + 1], dy]))
         return made if count > 1 else made[0]
 
     def value_and_grad(*values: Any) -> Any:
         wanted = tuple(values[-1].split(","))
         with place(values[0]):
             loss, found = op.value_and_grad(values[:n], values[n:-1], wanted)
-        return loss, *filled(values[0], dict(zip(wanted, found, strict=True)))
+        return loss, *filled(values[0], dict(zip(wanted, found, strict=True)), op.order(values[:n]))
 
     def fake_both(*values: Any) -> Any:
         wanted = values[-1].split(",")
-        return fake(*values[:-1]), *shaped(values[0], {i: t for i, t in zip(op.inputs, values, strict=False) if i in wanted})
+        by_name = {i: t for i, t in zip(op.inputs, values, strict=False) if i in wanted}
+        return fake(*values[:-1]), *shaped(values[0], by_name, op.order(values[:n]))
 
     def keep_both(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         ctx.mark_non_differentiable(*output[1:])
@@ -348,13 +373,15 @@ def _register(op: Op) -> None:
             by_name = {i: saved[i] * dloss for i in ctx.wanted}
         return *map(by_name.get, op.inputs), *(None for _ in names), None
 
-    def filled(like: torch.Tensor, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def filled(like: torch.Tensor, found: dict[str, torch.Tensor], order: Order | None) -> tuple[torch.Tensor, ...]:
         """A gradient for each variable, of no elements where there is none."""
-        return tuple(found[i].contiguous() if i in found else like.new_empty(0) for i in op.variables)
+        return tuple(laid(found[i], order) if i in found else like.new_empty(0) for i in op.variables)
 
-    def shaped(like: torch.Tensor, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """What `filled` returns for gradients of these tensors, as far as shapes and dtypes go."""
-        return tuple(found[i].new_empty(found[i].shape) if i in found else like.new_empty(0) for i in op.variables)
+    def shaped(like: torch.Tensor, found: dict[str, torch.Tensor], order: Order | None) -> tuple[torch.Tensor, ...]:
+        """What `filled` returns for gradients of these tensors, as far as shapes, dtypes and strides go."""
+        return tuple(
+            empty(found[i], found[i].shape, found[i].dtype, order) if i in found else like.new_empty(0) for i in op.variables
+        )
 
     def define(suffix: str, function: Any, schema: str, fake: Any) -> Any:
         made = torch.library.custom_op(f"xpnn::{op.name}{suffix}", function, mutates_args=(), schema=schema)

@@ -115,7 +115,7 @@ def _serves(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     if {t.dtype for t in tensors} >= HALF:  # neither holds the other
         return False
     for t in tensors:
-        if not (t.is_cpu or (t.is_cuda and _has_cupy())) or t.layout is not torch.strided:
+        if not (t.is_cpu or (t.is_cuda and _has_cupy())) or t.layout is not torch.strided or t.is_complex():
             return False
         if not compiling and type(t) not in PLAIN:
             return False
@@ -124,6 +124,8 @@ def _serves(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return weight is not None and weight.dim() == 2
     if function in (functional.cross_entropy, functional.nll_loss):  # its class weights have no gradient
         weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+        if weight is not None and weight.dtype is not tensors[0].dtype and not torch.is_autocast_enabled(weight.device.type):
+            return False
         return weight is None or not weight.requires_grad
     return True
 
