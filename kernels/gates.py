@@ -48,12 +48,13 @@ def times_sigmoid(xp, x, v):
 def silu_backward(xp, dy, x):
     """σ′ = σ(x) σ(−x), so g′ = σ(x) (1 + x σ(−x)).
 
-    With e = exp(−|x|) and d = 1 + e, σ(x) is 1 / d above 0 and e / d below, and σ(−x) the other; 1 − σ(x) would cancel far
-    right. So g′ = k (d + x m) / d², where k is 1 and m is e above 0, and the other way round below.
+    With e = exp(−|x|) and q = e / (1 + e), σ(x) is 1 − q above 0 and e (1 − q) below, and σ(−x) is q above and 1 − q below;
+    1 − σ(x) would cancel far right. So g′ = t − t q, where t is 1 + x q above 0 and e (1 + x − x q) below.
     """
     e = xp.exp(-xp.abs(x))
-    d = 1.0 + e
-    return dy * (xp.where(x >= 0, 1.0, e) * (d + x * xp.where(x >= 0, e, 1.0)) / (d * d))
+    q = e / (1.0 + e)
+    t = xp.where(x >= 0, 1.0 + x * q, e * ((1.0 + x) - x * q))
+    return dy * (t - t * q)
 
 
 def both_sides(xp, x):
@@ -182,7 +183,7 @@ def twice_u(xp, x):
 
 @gelu.backward
 def gelu_backward(xp, dy, x, *, approximate="none"):
-    """g′ = Φ(x) + x φ(x) with the normal density φ(x) = exp(−x²/2) / √(2π).
+    """g′ = Φ(x) + x φ(x) with the normal density φ(x) = exp(−x²/2) / √(2π) = exp(−x²/2 − log √(2π)).
 
     With v = 2u, that of x σ(v) is σ(v) + x σ(v) · v′ σ(−v), multiplied in this order, in which nothing overflows.
     """
@@ -190,7 +191,7 @@ def gelu_backward(xp, dy, x, *, approximate="none"):
         v, slope = twice_u(xp, x)
         s, c = both_sides(xp, v)
         return dy * (s + x * s * (slope * c))
-    return dy * (0.5 * xp.erfc(-math.sqrt(0.5) * x) + x * (xp.exp(-0.5 * (x * x)) / math.sqrt(2.0 * math.pi)))
+    return dy * (0.5 * xp.erfc(-math.sqrt(0.5) * x) + x * xp.exp(-0.5 * x * x - math.log(math.sqrt(2.0 * math.pi))))
 
 
 @kernel
