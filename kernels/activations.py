@@ -9,8 +9,8 @@ def sigmoid(xp, x):
 
     .. math:: g(x) = \frac{1}{1 + e^{-x}}
 
-    Written with e = exp(−|x|), which never overflows, and q = e / (1 + e), which is g(−|x|): above zero g is 1 − q; below, where
-    it is q, e − e q is the same number with half the rounding.
+    Written with e = exp(−|x|), which never overflows, and q = e / (1 + e), which is g(−|x|): above zero g is 1 − q; below,
+    where it is q, e − e q is the same number with half the rounding.
 
     Parameters
     ----------

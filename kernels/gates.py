@@ -85,7 +85,8 @@ def mish(xp, x):
     -----
     Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020. tanh(log u) = (u² − 1) / (u² + 1): no logarithm
     is taken. With e = exp(−|x|) g(x) is x / (1 + t) above 0, where t = e / (1 + 1/(2e)); below, it is n − n t, where n = x e
-    and t = e / (u + 1/u) with u = 1 + e: few numbers are rounded beside the large ones. As in PyTorch, the result for −∞ is NaN.
+    and t = e / (u + 1/u) with u = 1 + e: few numbers are rounded beside the large ones. As in PyTorch, the result for −∞ is
+    NaN.
 
     Examples
     --------
