@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn.backends.arrays import WRITABLE, accept, dtype_class, dtype_name, library, memory, namespace, wrong
+from xpnn.backends.arrays import WRITABLE, accept, dtype_class, dtype_name, library, memory, mistyped, namespace, wrong
 from xpnn.backends.kernel import Kernel
 
 
@@ -124,7 +124,7 @@ def cut(what: str, x: Any, axis: Any) -> Cut:
     x = accept(what, "x", x, None)
     shape = tuple(x.shape)
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
-        raise TypeError(wrong(what, "axis", repr(axis), "an integer"))
+        raise mistyped(what, "axis", axis, "an integer")
     if not -len(shape) <= axis < len(shape):
         fits = f"-{len(shape)} <= axis < {len(shape)} for shape {shape}" if shape else "an array of at least one dimension"
         raise ValueError(wrong(what, "axis", axis, fits))
