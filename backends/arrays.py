@@ -25,6 +25,14 @@ def wrong(kernel: str, argument: str, got: object, expected: str) -> str:
     return f"{kernel}: {argument}: got {got}, expected {expected}"
 
 
+def mistyped(kernel: str, argument: str, value: Any, expected: str) -> TypeError:
+    """What to raise for an option of another type than expected; one that JAX traces gets the remedy."""
+    given = value if isinstance(value, tuple | list) else (value,)
+    if any(t.__module__.startswith("jax.") and t.__name__ == "Tracer" for v in given for t in type(v).__mro__):
+        expected += ", not traced: under jax.jit, name it in static_argnames"
+    return TypeError(wrong(kernel, argument, repr(value), expected))
+
+
 def library(array: Any) -> str:
     """The name of an array's library, by its type's module."""
     if isinstance(array, np.ndarray | np.generic):
@@ -258,7 +266,7 @@ def frame(
         result = Frame(shape, None, 1, math.prod(shape), reach)
     elif reach == "all":
         result = Frame(shape, None, *rectangle(math.prod(shape)), reach)
-    elif not shape and Matrix in kinds.values():
+    elif not shape and (span_name is not None or Matrix in kinds.values()):
         raise ValueError(wrong(kernel, full[0], "shape ()", "at least one dimension"))
     elif axis is None:
         result = Frame(shape, None, math.prod(shape[:1]), math.prod(shape[1:]))

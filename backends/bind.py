@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnn.backends.arrays import wrong
+from xpnn.backends.arrays import mistyped, wrong
 from xpnn.backends.declare import Declaration
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def bind(kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any
             bound.out = value
         elif name == "axis" and kernel.has_axis:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                raise TypeError(wrong(what, "axis", repr(value), "an integer"))
+                raise mistyped(what, "axis", value, "an integer")
             bound.axis, bound.axis_given = int(value), True
         elif name == d.span:
             bound.span = _span(what, name, value)
@@ -75,7 +75,7 @@ def _span(what: str, name: str, value: Any) -> tuple[int, ...] | None:
         return None
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not sizes or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in sizes):
-        raise TypeError(wrong(what, name, repr(value), "an integer, or a tuple of at least one"))
+        raise mistyped(what, name, value, "an integer, or a tuple of at least one")
     return tuple(int(n) for n in sizes)
 
 
@@ -101,9 +101,9 @@ def option_value(what: str, name: str, value: Any, default: Any) -> Any:
             hash(value)
             fits, kind = True, ""
         except TypeError:
-            fits, kind = False, "something hashable"
+            fits, kind = False, "something hashable, such as a number, a string or None"
     if not fits:
-        raise TypeError(wrong(what, name, repr(value), kind))
+        raise mistyped(what, name, value, kind)
     return value
 
 

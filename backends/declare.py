@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide, kinds_of
 from xpnn.backends.program import DType, Program, Shape
-from xpnn.backends.trace import Array, Namespace, SubsetError, Trace
+from xpnn.backends.recording import Array, SubsetError, Trace
+from xpnn.backends.trace import Namespace
 
 Formula = Callable[..., Any]
 Check = Callable[[dict[str, type[Kind]], dict[str, tuple[int, ...]], dict[str, Any]], None]
@@ -134,6 +135,14 @@ def parse(
             options[p.name] = p.default
     if not inputs:
         raise TypeError(f"kernel {name}: at least one input is needed")
+    names_given = {"outputs": outputs, "saved": saved, "wrt": wrt or (), "wide": wide}
+    for setting, value, fits, expected in (
+        *((n, v, _holds_only(v, str), "a tuple of names") for n, v in names_given.items()),
+        ("variants", variants, _holds_only(variants, Mapping), "a tuple of dicts"),
+        *((n, v, isinstance(v, Mapping), "a dict") for n, v in (("off", off), ("domain", domain))),
+    ):
+        if not fits:
+            raise TypeError(f"kernel {name}: {setting}: got {value!r}, expected {expected}")
     if not outputs:
         raise TypeError(f"kernel {name}: outputs: got none, expected at least one name")
     for what, keys, known in (
@@ -154,6 +163,11 @@ def parse(
     return Declaration(
         name, formula, inputs, options, outputs, saved, known_off, wrt, domains, variants, check, driver, span, wide
     )
+
+
+def _holds_only(values: Any, kind: type) -> bool:
+    """Whether a setting is a tuple or a list of such: a string would pass for its letters."""
+    return isinstance(values, tuple | list) and all(isinstance(v, kind) for v in values)
 
 
 def parse_backward(declaration: Declaration, formula: Formula) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn.backends.arrays import WRITABLE, accept, dtype_class, dtype_name, library, memory, namespace, wrong
+from xpnn.backends.arrays import WRITABLE, accept, dtype_class, dtype_name, library, memory, mistyped, namespace, wrong
 from xpnn.backends.kernel import Kernel
 
 
@@ -17,7 +17,8 @@ class Halves:
     """A kernel of two arrays, called with one: its halves along an axis.
 
     The halves are views, and the halves of a gradient are written where they belong: nothing is copied where the array is
-    contiguous.
+    contiguous. There is one input, so pullbacks and `backward` take no `wrt`; and there are never fewer than one dimension, so
+    the result is not one number, and `value_and_grad` raises.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class Halves:
         return whole.written(self.kernel(a, b, out=whole.place("out", out, whole.half)), whole.half, out)
 
     def vjp(self, x: Any, axis: int = -1, *, out: Any = None) -> tuple[Any, Callable[..., Any]]:
-        """Run forward and keep what backward needs; as `Kernel.vjp`. The pullback takes one cotangent, and `out=`."""
+        """Run forward and keep what backward needs; as `Kernel.vjp`. The pullback takes one cotangent, and `out=`; no `wrt`."""
         whole = cut(self.__name__, x, axis)
         place = whole.place("out", out, whole.half)
         if out is not None and whole.lib in WRITABLE and np.may_share_memory(memory(out), memory(whole.x)):
@@ -69,10 +70,16 @@ class Halves:
         return whole.written(y, whole.half, out), pullback
 
     def backward(self, dy: Any, x: Any, axis: int = -1, *, out: Any = None) -> Any:
-        """The gradient for a cotangent, given the input."""
+        """The gradient for a cotangent, given the input; without `wrt`, there being one input."""
         whole = cut(f"{self.__name__}.backward", x, axis)
         halves = whole.halves(whole.flat)
         return _gradient(whole, lambda dy, out=None: self.kernel.backward(dy, *halves, out=out), dy, out)
+
+    def value_and_grad(self, x: Any, axis: int = -1, *, out: Any = None) -> Any:
+        """Raise ValueError, as every kernel does whose result is not one number."""
+        what = f"{self.__name__}.value_and_grad"
+        cut(what, x, axis)
+        raise ValueError(wrong(what, "the result", "an array", "one number; use vjp"))
 
     def explain(self, x: Any, axis: int = -1) -> str:
         """Which backend a call would run on, and why not a faster one."""
@@ -124,7 +131,7 @@ def cut(what: str, x: Any, axis: Any) -> Cut:
     x = accept(what, "x", x, None)
     shape = tuple(x.shape)
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
-        raise TypeError(wrong(what, "axis", repr(axis), "an integer"))
+        raise mistyped(what, "axis", axis, "an integer")
     if not -len(shape) <= axis < len(shape):
         fits = f"-{len(shape)} <= axis < {len(shape)} for shape {shape}" if shape else "an array of at least one dimension"
         raise ValueError(wrong(what, "axis", axis, fits))

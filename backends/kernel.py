@@ -30,7 +30,7 @@ class Kernel:
         self._plans: dict[Any, Any] = {}
         self.__name__ = self.__qualname__ = declaration.name
         self.__module__ = declaration.forward.__module__
-        self.__doc__ = declaration.forward.__doc__
+        self.__doc__ = declaration.forward.__doc__ or f"The kernel {declaration.name}, whose formula has no docstring."
         self.__wrapped__ = declaration.forward
         self._backward = Backward(self)
 
@@ -221,9 +221,10 @@ class Backward:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.__name__ = f"{kernel.__name__}.backward"
+        self.__doc__ = f"Decorate a function (xp, dy, ...) with this, to give {kernel.__name__} the backward that it lacks."
 
     def __repr__(self) -> str:
-        return f"<{self.__name__}>"
+        return f"<{self.__name__}{self.__signature__}>"
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -248,7 +249,7 @@ class Backward:
         if len(args) == 1 and not kwargs and inspect.isfunction(args[0]):
             declare.parse_backward(kernel.declaration, args[0])
             kernel._forget()
-            self.__doc__ = args[0].__doc__
+            self.__doc__ = args[0].__doc__ or f"The gradients of {kernel.__name__}, whose formula has no docstring."
             return args[0]
         if not kwargs or kwargs.keys() == _OUT:
             short = kernel._short("backward", args)

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnn.backends.program import LIMITS, Shape
-from xpnn.backends.recording import DTYPES, Array, DTypeToken, SubsetError, Trace, refuse
-
-__all__ = ["Array", "Namespace", "SubsetError", "Trace"]
+from xpnn.backends.recording import DTYPES, Array, DTypeToken, Trace, refuse
 
 UNARY = {
     "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",

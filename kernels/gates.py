@@ -302,7 +302,8 @@ def glu(xp, a, b):
     -----
     Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017; arguments as in
     `torch.nn.functional.glu`. The halves are not copied. Not a kernel but `xpnn.backends.halves.Halves`, it has a kernel's
-    call, `vjp`, `backward` (given `x`), `explain`, `source` and `warmup`.
+    call, `vjp`, `backward` (given `x`), `explain`, `source` and `warmup`; but no `wrt`, and its result is never one number, so
+    `value_and_grad` raises.
 
     Examples
     --------

@@ -23,12 +23,19 @@ def layer_norm(xp, x, weight: Column = None, bias: Column = None, *, eps=1e-5):
     bias
         b, of shape `normalized_shape`, or None.
     eps
-        ε, added to the variance.
+        ε, a number added to the variance. As in PyTorch any is taken: of a sum below 0 the result is NaN.
 
     Returns
     -------
     array
         Of the shape and floating dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        Where `eps` is not a number.
+    ValueError
+        Where `x` has no dimensions.
 
     Notes
     -----
@@ -86,8 +93,8 @@ def rms_norm(xp, x, weight: Column = None, *, eps=None):
     weight
         w, of shape `normalized_shape`, or None.
     eps
-        ε, a number added to the mean square. None is the distance from 1 to the next number of the dtype that is computed
-        with: 2⁻²³ for half precision too.
+        ε, a number added to the mean square; any, as in `layer_norm`. None is the distance from 1 to the next number of the
+        dtype that is computed with: 2⁻²³ for half precision too.
 
     Returns
     -------
@@ -98,6 +105,8 @@ def rms_norm(xp, x, weight: Column = None, *, eps=None):
     ------
     TypeError
         Where `eps` is neither None nor a number.
+    ValueError
+        Where `x` has no dimensions.
 
     Notes
     -----

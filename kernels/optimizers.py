@@ -4,19 +4,20 @@ Each step is one pass over its arrays, and in place with `out=`. Names, defaults
 done are those of `torch.optim` in PyTorch 2.13.
 """
 
+from math import inf, isfinite
 from typing import Any
 
 from xpnn.backends.kernel import kernel
 
 
 def check_numbers(name, shapes, options):
-    """Arrays are of one shape, numbers not negative, decay rates of averages below one; steps count from one."""
+    """Arrays are of one shape, numbers finite and not negative, decay rates of averages below one; steps count from one."""
     for n, shape in shapes.items():
         if shape != shapes["param"]:
             raise ValueError(f"{name}: {n}: got shape {shape}, expected param's {shapes['param']}")
     for n in ("lr", "lr_decay", "momentum", "weight_decay", "eps"):
-        if n in options and not options[n] >= 0:
-            raise ValueError(f"{name}: {n}: got {options[n]}, expected {n} >= 0")
+        if n in options and not 0 <= options[n] < inf:
+            raise ValueError(f"{name}: {n}: got {options[n]}, expected 0 <= {n} < inf")
     for n in ("beta1", "beta2"):
         if n in options and not 0 <= options[n] < 1:
             raise ValueError(f"{name}: {n}: got {options[n]}, expected 0 <= {n} < 1")
@@ -28,8 +29,8 @@ def check_sgd(kinds, shapes, options):
     """PyTorch's rules for gradient descent."""
     check_numbers("sgd", shapes, options)
     momentum, dampening = options["momentum"], options["dampening"]
-    if dampening != dampening:
-        raise ValueError(f"sgd: dampening: got {dampening}, expected a number")
+    if not isfinite(dampening):
+        raise ValueError(f"sgd: dampening: got {dampening}, expected a finite number")
     if options["nesterov"] and (momentum == 0 or dampening != 0):
         raise ValueError(
             f"sgd: nesterov: got True with momentum={momentum} and dampening={dampening}, expected a momentum and no dampening"
@@ -82,14 +83,16 @@ def sgd(
     Returns
     -------
     new_param
-        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
+        Of the shape of `param`, and of the dtype that it and `grad` promote to, whatever the states are of. A float16 parameter
+        and a float32 gradient give float32, and `out=param` is refused then.
     new_momentum_buffer
-        With momentum only. Of the dtype of `param`; float32 where that is of half precision.
+        With momentum only. Of the dtype of `new_param`; float32 where that is of half precision.
 
     Raises
     ------
     ValueError
-        For an array of another shape, a negative number, or Nesterov's momentum with dampening or without momentum.
+        For an array of another shape, a number that is negative, infinite or NaN (`dampening` may be negative), or Nesterov's
+        momentum with dampening or without momentum.
 
     Notes
     -----
@@ -145,14 +148,15 @@ def adagrad(xp, param, grad, state_sum, *, step=1, lr=1e-2, lr_decay=0.0, weight
     Returns
     -------
     new_param
-        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
+        Of the shape of `param`, and of the dtype that it and `grad` promote to, whatever the states are of. A float16 parameter
+        and a float32 gradient give float32, and `out=param` is refused then.
     new_state_sum
-        Of the dtype of `param`; float32 where that is of half precision.
+        Of the dtype of `new_param`; float32 where that is of half precision.
 
     Raises
     ------
     ValueError
-        For an array of another shape, or a negative number.
+        For an array of another shape, or a number that is negative, infinite or NaN.
 
     Notes
     -----
@@ -234,16 +238,17 @@ def adam(
     Returns
     -------
     new_param
-        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
+        Of the shape of `param`, and of the dtype that it and `grad` promote to, whatever the states are of. A float16 parameter
+        and a float32 gradient give float32, and `out=param` is refused then.
     new_exp_avg, new_exp_avg_sq
-        Of the dtype of `param`; float32 where that is of half precision, in which an average could not move.
+        Of the dtype of `new_param`; float32 where that is of half precision, in which an average could not move.
     new_max_exp_avg_sq
         With `max_exp_avg_sq` only, likewise.
 
     Raises
     ------
     ValueError
-        For an array of another shape, a negative number, or a β that is not below 1.
+        For an array of another shape, a number that is negative, infinite or NaN, or a β that is not below 1.
 
     Notes
     -----
@@ -313,16 +318,17 @@ def adamw(
     Returns
     -------
     new_param
-        Of the shape of `param`, and the floating dtype that it and `grad` promote to: with `out=param` they are of one dtype.
+        Of the shape of `param`, and of the dtype that it and `grad` promote to, whatever the states are of. A float16 parameter
+        and a float32 gradient give float32, and `out=param` is refused then.
     new_exp_avg, new_exp_avg_sq
-        Of the dtype of `param`; float32 where that is of half precision, in which an average could not move.
+        Of the dtype of `new_param`; float32 where that is of half precision, in which an average could not move.
     new_max_exp_avg_sq
         With `max_exp_avg_sq` only, likewise.
 
     Raises
     ------
     ValueError
-        For an array of another shape, a negative number, or a β that is not below 1.
+        For an array of another shape, a number that is negative, infinite or NaN, or a β that is not below 1.
 
     See Also
     --------

@@ -165,7 +165,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "softplus": lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, x, -sp.log_expit(-beta * x) / beta),
     "hardtanh": lambda x, min_val=-1.0, max_val=1.0: np.median(np.broadcast_arrays(min_val, x, max_val), axis=0),
     "relu6": lambda x: np.clip(x, 0.0, 6.0),
-    "hardsigmoid": lambda x: np.clip(x / 6.0 + 0.5, 0.0, 1.0),
+    "hardsigmoid": lambda x: np.clip(x + 3.0, 0.0, 6.0) / 6.0,
     "hardswish": lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
     "gelu": gelu,
     "silu": lambda x: x / (1.0 + np.exp(-x)),

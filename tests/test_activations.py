@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 
 import xpnn
+from xpnn.curves import refusal
 
 INF, NAN = np.inf, np.nan
 RNG = np.random.default_rng(17)
 
-# with options; the gated ones have two inputs
+ONE_INPUT = [n for n in xpnn.kernels.__all__ if isinstance(k := getattr(xpnn, n), xpnn.Kernel) and refusal(k) is None]
 CALLS: list[tuple[str, dict[str, Any]]] = [
-    ("leaky_relu", {}), ("leaky_relu", {"negative_slope": -0.4}), ("leaky_relu", {"negative_slope": 1.5}),
-    ("elu", {}), ("elu", {"alpha": 1.7}), ("elu", {"alpha": -0.6}), ("selu", {}),
-    ("celu", {}), ("celu", {"alpha": 2.5}), ("celu", {"alpha": -300.0}),
-    ("gelu", {}), ("gelu", {"approximate": "tanh"}), ("silu", {}), ("mish", {}),
-    ("softplus", {}), ("softplus", {"beta": 0.3}), ("softplus", {"beta": -2.0}), ("softplus", {"threshold": 3.0}),
-    ("hardtanh", {}), ("hardtanh", {"min_val": -0.1, "max_val": 3.3}), ("hardtanh", {"min_val": 0.5, "max_val": 0.5}),
-    ("hardsigmoid", {}), ("hardswish", {}), ("relu6", {}),
+    *((name, {}) for name in ONE_INPUT),
+    ("leaky_relu", {"negative_slope": -0.4}), ("leaky_relu", {"negative_slope": 1.5}),
+    ("elu", {"alpha": 1.7}), ("elu", {"alpha": -0.6}), ("celu", {"alpha": 2.5}), ("celu", {"alpha": -300.0}),
+    ("gelu", {"approximate": "tanh"}),
+    ("softplus", {"beta": 0.3}), ("softplus", {"beta": -2.0}), ("softplus", {"threshold": 3.0}),
+    ("hardtanh", {"min_val": -0.1, "max_val": 3.3}), ("hardtanh", {"min_val": 0.5, "max_val": 0.5}),
 ]  # fmt: skip
-ONE_INPUT = ["sigmoid", "tanh", "relu", *dict.fromkeys(name for name, _ in CALLS)]
 KINKS = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 3.3, -0.1, 20.0, np.nextafter(20.0, 30.0)]
 
 
@@ -67,7 +66,8 @@ def test_edges_of_torch(backend: str, load_library: Any, call: Any, dtype: Any) 
     if name == "gelu":  # PyTorch's loop for many elements gives NaN here, that for few does not
         expected[1] = INF
     np.testing.assert_allclose(y, expected, rtol=1e-6)
-    np.testing.assert_array_equal(np.signbit(y[3:]), np.signbit(expected[3:]))
+    if name != "relu":  # which gives 0 where PyTorch keeps −0
+        np.testing.assert_array_equal(np.signbit(y[3:]), np.signbit(expected[3:]))
     gradient = theirs.grad.numpy().copy()
     if name in ("elu", "selu", "celu", "hardswish"):  # PyTorch's loop for many elements gives NaN, that for few the cotangent
         gradient[0] = NAN

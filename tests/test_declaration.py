@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,16 @@ def fine(xp, x, *, beta=1.0):
         (fine, {"wrt": ("z",)}, ["fine", "wrt", "'z'"]),
         (fine, {"domain": {"z": "positive"}}, ["fine", "domain", "'z'"]),
         (fine, {"variants": ({"gamma": 1},)}, ["fine", "variants", "'gamma'"]),
+        (fine, {"wide": "x"}, ["kernel fine: wide: got 'x', expected a tuple of names"]),
+        (fine, {"saved": "s"}, ["kernel fine: saved: got 's', expected a tuple of names"]),
+        (fine, {"outputs": "yz"}, ["kernel fine: outputs: got 'yz', expected a tuple of names"]),
+        (fine, {"wrt": "x"}, ["kernel fine: wrt: got 'x', expected a tuple of names"]),
+        (fine, {"wide": (1,)}, ["kernel fine: wide: got (1,), expected a tuple of names"]),
+        (fine, {"saved": 1}, ["kernel fine: saved: got 1, expected a tuple of names"]),
+        (fine, {"variants": {"beta": 2.0}}, ["kernel fine: variants: got {'beta': 2.0}, expected a tuple of dicts"]),
+        (fine, {"variants": ("beta",)}, ["kernel fine: variants: got ('beta',), expected a tuple of dicts"]),
+        (fine, {"off": "beta"}, ["kernel fine: off: got 'beta', expected a dict"]),
+        (fine, {"domain": "x"}, ["kernel fine: domain: got 'x', expected a dict"]),
     ],
     ids=lambda v: v.__name__ if inspect.isfunction(v) else None,
 )  # fmt: skip
@@ -121,6 +132,28 @@ def test_backward_refused() -> None:
         assert piece in str(raised.value)
     with pytest.raises(TypeError, match="no backward"):
         k.vjp(X)
+
+
+def test_help_without_docstrings() -> None:
+    """It shows the kernel and its signature, not the class."""
+    k = xpnn.kernel(fine)
+    texts = []
+    for attach, signature in (
+        (lambda formula: None, "formula, /"),
+        (k.backward, "dy, x=None, *, beta=1.0, wrt=None, out=None"),
+    ):
+        attach(lambda xp, dy, x, *, beta=1.0: dy * beta)
+        for shown, head in ((k, "fine(x, *, beta=1.0, out=None)"), (k.backward, f"fine.backward({signature})")):
+            page = pydoc.plain(pydoc.render_doc(shown))
+            assert head in page
+            assert shown.__doc__ in page
+            texts.append(shown.__doc__)
+    assert texts == [
+        "The kernel fine, whose formula has no docstring.",
+        "Decorate a function (xp, dy, ...) with this, to give fine the backward that it lacks.",
+        "The kernel fine, whose formula has no docstring.",
+        "The gradients of fine, whose formula has no docstring.",
+    ]
 
 
 def test_wrong_number_of_results() -> None:

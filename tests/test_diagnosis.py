@@ -14,6 +14,7 @@ from xpnn.backends.kernel import registry
 from xpnn.diagnosis import Diagnosis
 
 RNG = np.random.default_rng(11)
+NAN = math.nan
 SLOPES = {
     "sigmoid": (lambda z: np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))) ** 2, 0.25),
     "tanh": (lambda z: 1 / np.cosh(z) ** 2, 1.0),
@@ -95,14 +96,54 @@ def test_half_precision() -> None:
 
 @pytest.mark.parametrize(("gradient", "norm"), [([0.0, 0.0], 0.0), ([1.0, np.inf], np.inf), ([1.0, np.nan], np.nan), ([], 0.0)])
 def test_special_gradients(gradient: list[float], norm: float) -> None:
-    first, last = xpnn.diagnose([(None, np.ones((1, 1)), np.array(g)) for g in ([1.0], gradient)]).layers
+    report = xpnn.diagnose([(None, np.ones((1, 1)), np.array(g)) for g in ([1.0], gradient)])
+    first, last = report.layers
+    assert str(report).splitlines()[-1].split()[-2] == f"{norm:.2e}"
     np.testing.assert_equal(last.gradient, norm)
     np.testing.assert_equal(first.ratio, 1 / norm if norm else math.nan)
 
 
-def test_nan_is_neither_dead_nor_saturated() -> None:
-    (found,) = xpnn.diagnose([(xpnn.relu, np.array([[np.nan, -1.0]]))]).layers
-    assert (found.saturated, found.dead) == (0.5, 0.5)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["relu", "hardsigmoid"])  # whose slope at NaN is NaN, and 0
+def test_what_is_not_finite_is_counted_and_hides_nothing(backend: str, name: str, bad: float) -> None:
+    """One bad example among three leaves the other two as they are alone; a layer without an activation counts too."""
+    kernel = getattr(xpnn, name)
+    z = np.array([[-9.0, 0.5, -9.0], [-8.0, -9.0, 0.5]])
+    (want,) = xpnn.diagnose([(kernel, z)]).layers
+    assert (want.saturated, want.dead, want.nonfinite) == (4 / 6, 1 / 3, 0)
+    spoilt = np.vstack([z, np.full((1, 3), bad)])
+    found, bare = xpnn.diagnose([(kernel, spoilt), (None, spoilt)]).layers
+    assert (found.saturated, found.dead, found.nonfinite) == (want.saturated, want.dead, 3)
+    assert (bare.saturated, bare.dead, bare.nonfinite) == (None, None, 3)
+    report = xpnn.diagnose([(kernel, spoilt[2:])])
+    np.testing.assert_equal((report.layers[0].saturated, report.layers[0].dead, report.layers[0].nonfinite), (NAN, NAN, 3))
+    report.update([(kernel, spoilt)])
+    (both,) = report.layers
+    assert (both.saturated, both.dead, both.nonfinite, both.examples) == (want.saturated, want.dead, 6, 4)
+
+
+def test_a_unit_that_is_never_finite_is_neither_dead_nor_saturated() -> None:
+    (found,) = xpnn.diagnose([(xpnn.relu, np.array([[NAN, -1.0, 1.0]]))]).layers
+    assert (found.saturated, found.dead, found.nonfinite) == (0.5, 0.5, 1)
+
+
+def test_a_slope_that_is_not_finite_is_counted() -> None:
+    known = dict(registry)
+    try:
+
+        @xpnn.kernel
+        def root(xp: Any, x: Any) -> Any:
+            return xp.sqrt(abs(x))
+
+        @root.backward
+        def _(xp: Any, dy: Any, x: Any) -> Any:
+            return xp.where(x == 0, xp.nan, dy / (2 * xp.sqrt(abs(x))))
+
+        (found,) = xpnn.diagnose([(root, np.array([[0.0, 1.0], [4.0, 9.0]]))]).layers
+        assert (found.nonfinite, found.dead) == (1, 0)
+    finally:
+        registry.clear()
+        registry.update(known)
 
 
 def test_shapes() -> None:
@@ -166,14 +207,14 @@ def test_a_kernel_of_ones_own() -> None:
 def test_shown() -> None:
     report = xpnn.diagnose([*network(), (None, np.ones((40, 3)), np.ones(3))])
     lines = str(report).splitlines()
-    assert lines[0].split() == ["layer", "activation", "units", "saturated", "dead", "gradient", "of", "next"]
+    assert lines[0].split() == ["layer", "activation", "units", "saturated", "dead", "not", "finite", "gradient", "of", "next"]
     assert [line.split()[:3] for line in lines[2:]] == [
         ["1", "sigmoid", "5"],
         ["2", "tanh", "6"],
         ["3", "relu", "7"],
         ["4", "–", "3"],
     ]
-    assert lines[-1].split()[3:] == ["–", "–", "1.73e+00", "–"]
+    assert lines[-1].split()[3:] == ["–", "–", "0", "1.73e+00", "–"]
     found = report.to_dict()
     assert json.loads(json.dumps(found)) == found
     assert found["share"] == 0.01

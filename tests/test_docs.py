@@ -1,6 +1,7 @@
-"""What the site's pages are made of. That Sphinx builds it without a warning is for `make docs`."""
+"""What the site's pages are made of, and a diff. That Sphinx builds it without a warning is for `make docs`."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,16 @@ def test_pages_of_sources(extension):
     sources.relink(None, "page", text)
     assert text[0].startswith('<a class="reference internal" href="source/kernels/normalizers.py.html">a `file`</a>, [beside]')
     assert {"kernels", "kernels/normalizers.py", "backends/cupy", "backends/cupy/prelude.cuh"} <= set(sources.linked(DOCS))
+
+
+def test_the_diff_of_an_activation():
+    """Each line that is shown as added is in its file; … is what was left out."""
+    diff = (DOCS.parent / "CONTRIBUTING.md").read_text("utf-8").partition("```diff\n")[2].partition("```")[0]
+    parts = re.split(r"^\+\+\+ (.*)\n", diff, flags=re.MULTILINE)[1:]
+    assert parts[::2] == ["kernels/rectifiers.py", "kernels/__init__.py", "tests/oracles.py", "tools/accuracy.py"]
+    for path, lines in zip(parts[::2], parts[1::2], strict=True):
+        text = (DOCS.parent / path).read_text("utf-8")
+        added = [line[1:] for line in lines.splitlines() if line.startswith("+")]
+        assert added
+        for line in added:
+            assert re.search("^" + ".*".join(map(re.escape, line.split("…"))) + "$", text, re.MULTILINE), line

@@ -102,6 +102,8 @@ def test_nothing_of_the_size_is_made(backend: str) -> None:
     (lambda x: xpnn.glu(x, out=np.empty((2, 2), "float32")), TypeError, "glu: out: got dtype float32, expected float64"),
     (lambda x: xpnn.glu.vjp(x, out=x[:, :2]), ValueError, "glu: out: got the memory of x, expected other memory"),
     (lambda x: xpnn.glu.vjp(x)[1](x), ValueError, "glu pullback: dy: got shape (2, 4), expected (2, 2)"),
+    (lambda x: xpnn.glu.value_and_grad(x), ValueError, "glu.value_and_grad: the result: got an array, expected one"),
+    (lambda x: xpnn.glu.value_and_grad(x, 2), ValueError, "glu.value_and_grad: axis: got 2, expected -2 <= axis < 2"),
     (lambda x: xpnn.glu.backward(x[:, :2], x.astype(int)), TypeError, "glu.backward: x: got dtype int64, expected floating"),
 ], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
 def test_bad_input(call: Callable[..., Any], error: type[Exception], message: str, backend: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -108,19 +109,65 @@ def test_nothing(function: Callable[..., Any]) -> None:
         assert function(shape).shape == shape
 
 
+NAN, INF = math.nan, math.inf
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"shape": (3,)}, ValueError, "shape: got (3,), expected at least two dimensions: (n_out, n_in), none negative"),
+    ({"shape": ()}, ValueError, "shape: got (), expected at least two dimensions"),
+    ({"shape": (2, -3)}, ValueError, "shape: got (2, -3), expected at least two dimensions: (n_out, n_in), none negative"),
+    ({"shape": 3}, TypeError, "shape: got 3, expected a tuple of integers of at least two dimensions: (n_out, n_in)"),
+    ({"shape": (2, 3.0)}, TypeError, "shape: got (2, 3.0), expected a tuple of integers"),
+    ({"shape": (2, True)}, TypeError, "shape: got (2, True), expected a tuple of integers"),
+    ({"shape": "ab"}, TypeError, "shape: got 'ab', expected a tuple of integers"),
+    ({"rng": np.random.RandomState(0)}, TypeError, "rng: got RandomState, expected a numpy.random.Generator, an integer"),
+    ({"rng": 1.5}, TypeError, "rng: got float, expected a numpy.random.Generator"),
+    ({"rng": -1}, ValueError, "rng: got -1, expected a seed that is not negative"),
+    ({"dtype": "int32"}, ValueError, "dtype: got 'int32', expected 'float16', 'bfloat16', 'float32' or 'float64'"),
+    ({"dtype": np.dtype("int64")}, ValueError, "dtype: got dtype('int64'), expected 'float16'"),
+    ({"dtype": ["float32"]}, ValueError, "dtype: got ['float32'], expected 'float16'"),
+    ({"like": "numpy"}, TypeError, "like: got str, expected an array"),
+]
+BAD_GAINS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"gain": NAN}, ValueError, "gain: got nan, expected a finite number"),
+    ({"gain": INF}, ValueError, "gain: got inf, expected a finite number"),
+    ({"gain": -1}, ValueError, "gain: got -1.0, expected gain >= 0"),
+    ({"gain": "1"}, TypeError, "gain: got '1', expected a number"),
+]
+BAD_SLOPES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"a": NAN}, ValueError, "a: got nan, expected a finite number"),
+    ({"a": -INF}, ValueError, "a: got -inf, expected a finite number"),
+    ({"a": None}, TypeError, "a: got None, expected a number"),
+    ({"mode": "fan"}, ValueError, "mode: got 'fan', expected 'fan_in' or 'fan_out'"),
+    ({"nonlinearity": "gelu"}, ValueError, "nonlinearity: got 'gelu', expected one of 'linear', 'conv1d'"),
+    ({"nonlinearity": ["relu"]}, ValueError, "nonlinearity: got ['relu'], expected one of 'linear'"),
+]
+REFUSED = [(f, *case) for f in ALL for case in (*BAD, *(BAD_GAINS if "xavier" in f.__name__ else BAD_SLOPES))]
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: init.xavier_uniform((3,)), r"xavier_uniform: shape: got \(3,\), expected at least two dimensions"),
-        (lambda: init.xavier_normal(()), r"xavier_normal: shape: got \(\)"),
-        (lambda: init.kaiming_normal((2, 3), mode="fan"), "kaiming_normal: mode: got 'fan', expected 'fan_in' or 'fan_out'"),
-        (
-            lambda: init.kaiming_uniform((2, 3), nonlinearity="gelu"),
-            "nonlinearity: got 'gelu', expected one of 'linear'",
-        ),
-        (lambda: init.xavier_uniform((2, 3), dtype="int32"), "init: dtype: got 'int32', expected 'float16', 'bfloat16'"),
-    ],
+    ("function", "arguments", "error", "message"), REFUSED, ids=[f"{f.__name__}-{next(iter(a))}" for f, a, _, _ in REFUSED]
 )
-def test_bad_arguments(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_arguments(function: Callable[..., Any], arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    """The function, the argument, what came and what was expected; the generator is where it was."""
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match=f"^{re.escape(f'{function.__name__}: {message}')}"):
+        function(**{"shape": (2, 3), "rng": rng} | arguments)
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_bad_gains() -> None:
+    with pytest.raises(ValueError, match=r"^calculate_gain: nonlinearity: got 'gelu', expected one of 'linear'"):
+        init.calculate_gain("gelu")
+    with pytest.raises(ValueError, match=r"^calculate_gain: param: got nan, expected a finite number"):
+        init.calculate_gain("leaky_relu", NAN)
+    assert init.calculate_gain("leaky_relu", 1e200) == 0
+
+
+def test_a_dtype_that_a_library_lacks(load_library: Any) -> None:
+    like = load_library("array_api_strict").array([1.0])
+    with pytest.raises(ValueError, match=r"^xavier_normal: dtype: got 'float16', expected one that array_api_strict has"):
+        init.xavier_normal((2, 3), dtype="float16", like=like)
+
+
+def test_an_arrays_dtype_is_a_dtype() -> None:
+    weight = np.ones(2, "float64")
+    assert init.xavier_normal((2, 3), dtype=weight.dtype).dtype == weight.dtype

@@ -189,8 +189,6 @@ def test_bad_input(jax: Any, swish: Any) -> None:
         xpnn.jax.cross_entropy(X, TARGET[:3])
     with pytest.raises(TypeError, match="out: got a jax array, expected None"):
         xpnn.jax.softmax(X, out=jax.numpy.asarray(X))
-    with pytest.raises(TypeError, match=r"huber_loss: delta: got .*, expected a number"):
-        jax.jit(lambda x, delta: xpnn.jax.huber_loss(x, x, delta=delta))(X, 1.0)
     with pytest.raises(AttributeError, match="no attribute 'softmin'"):
         _ = xpnn.jax.softmin
 
@@ -200,6 +198,30 @@ def test_bad_input(jax: Any, swish: Any) -> None:
 
     with pytest.raises(TypeError, match="bare: it has no backward"):
         xpnn.jax.wrap(bare)
+
+
+@pytest.mark.parametrize(("call", "value", "message"), [
+    (lambda x, v: xpnn.jax.huber_loss(x, x, delta=v), 1.0, "huber_loss: delta: got {}, expected a number"),
+    (lambda x, v: xpnn.jax.rms_norm(x, eps=v), 1.0, "rms_norm: eps: got {}, expected something hashable, such as a number, {}"),
+    (lambda x, v: xpnn.jax.cross_entropy(x, TARGET, ignore_index=v), 1, "ignore_index: got {}, expected an integer"),
+    (lambda x, v: xpnn.jax.cross_entropy(x, TARGET, return_lse=v), True, "return_lse: got {}, expected True or False"),
+    (lambda x, v: xpnn.jax.mse_loss(x, x, reduction=v), 1, "mse_loss: reduction: got {}, expected a string"),
+    (lambda x, v: xpnn.jax.softmax(x, v), 1, "softmax: axis: got {}, expected an integer"),
+    (lambda x, v: xpnn.jax.glu(x, v), 1, "glu: axis: got {}, expected an integer"),
+    (lambda x, v: xpnn.jax.layer_norm(x, v), 6, "layer_norm: normalized_shape: got {}, expected an integer, or {}"),
+    (lambda x, v: xpnn.jax.layer_norm(x, (4, v)), 6, "layer_norm: normalized_shape: got {}, expected an integer, or {}"),
+    (lambda x, v: xpnn.adam(x, x, x, x, lr=v), 1.0, "adam: lr: got {}, expected a number"),
+], ids=lambda v: v.partition(": got")[0] if isinstance(v, str) else "")  # fmt: skip
+def test_traced_options(jax: Any, call: Callable[..., Any], value: Any, message: str) -> None:
+    """The error says what to do; then it is done. A wrong value that is not traced is not told of JAX."""
+    remedy = ", not traced: under jax.jit, name it in static_argnames"
+    with pytest.raises(TypeError, match=message.format(*[".*"] * 2) + remedy):
+        jax.jit(call)(X, value)
+    if "reduction" not in message:  # a string, which JAX does not trace
+        assert jax.jit(call, static_argnames="v")(X, value) is not None
+    with pytest.raises(TypeError, match="expected") as raised:
+        call(X, [[value]])
+    assert "static_argnames" not in str(raised.value)
 
 
 def test_looking(jax: Any) -> None:

@@ -52,6 +52,16 @@ def test_eps_of_rms_norm(dtype: str, backend: str, load_library: Any) -> None:
     np.testing.assert_array_equal(xpnn.rms_norm(x, eps=0), xpnn.rms_norm(x, eps=0.0))
 
 
+@pytest.mark.parametrize("eps", [0.0, -0.25, -1e3, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_any_eps_as_pytorch(name: str, eps: float, backend: str, load_library: Any) -> None:
+    """A negative one too: where the sum under the root is positive it is used, elsewhere the row is NaN."""
+    torch = load_library("torch").xp
+    x = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [0.01, 0.02, -0.02]])
+    want = getattr(torch.nn.functional, name)(torch.from_numpy(x), (3,), eps=eps)
+    np.testing.assert_allclose(getattr(xpnn, name)(x, eps=eps), want.numpy(), rtol=1e-12)
+
+
 def test_a_variance_beside_a_large_mean(backend: str) -> None:
     """mean(x²) − mean(x)² would have lost all of it."""
     x = np.array([[10000.0, 10001.0, 10002.0, 10003.0]], dtype="float32")
@@ -89,6 +99,12 @@ def test_rows_of_several_axes(backend: str, close: Callable[..., None]) -> None:
     (lambda x: xpnn.layer_norm(x, 4, normalized_shape=4), TypeError, "layer_norm: normalized_shape was given twice"),
     (lambda x: xpnn.layer_norm(x, axis=1), TypeError, "got an unexpected argument 'axis', expected one of bias, eps, normal"),
     (lambda x: xpnn.rms_norm(x, eps="tiny"), TypeError, "rms_norm: eps: got 'tiny', expected a number or None"),
+    (lambda x: xpnn.rms_norm(x, eps=np.array(0.1)), TypeError, "rms_norm: eps: got array(0.1), expected something hashable"),
+    (lambda x: xpnn.layer_norm(x, eps=np.array(0.1)), TypeError, "layer_norm: eps: got array(0.1), expected a number"),
+    (lambda x: xpnn.layer_norm(x[0, 0, 0]), ValueError, "layer_norm: x: got shape (), expected at least one dimension"),
+    (lambda x: xpnn.rms_norm.vjp(1.0), ValueError, "rms_norm: x: got shape (), expected at least one dimension"),
+    (lambda x: xpnn.layer_norm(x[0, 0, 0], 1), ValueError, "layer_norm: x: got shape (), expected at least one dimension"),
+    (lambda x: xpnn.rms_norm.backward(1.0, 1.0), ValueError, "rms_norm.backward: dy: got shape (), expected at least one"),
 ], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
 def test_bad_input(call: Callable[..., Any], error: type[Exception], message: str, backend: str) -> None:
     with pytest.raises(error, match=re.escape(message)):

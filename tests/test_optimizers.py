@@ -14,6 +14,7 @@ from layouts import frozen
 from oracles import ORACLES
 
 import xpnn
+from xpnn.backends.arrays import numpy_dtype
 from xpnn.testing import record, truth_of, ulps, variants
 
 RNG = np.random.default_rng(9)
@@ -208,6 +209,31 @@ def test_half_precision(backend: str, name: str, dtype: Any) -> None:
     assert {s.dtype for s in kernel(param, grad, *halves, **options)[1:]} == {np.dtype("f4")}
 
 
+@pytest.mark.parametrize("state", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("grad", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("param", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes_of_results(backend: str, param: str, grad: str, state: str) -> None:
+    """Those of parameter and gradient promoted; states float32 beside half precision; another `out=param` is refused."""
+    if {param, grad} == {"float16", "bfloat16"}:
+        with pytest.raises(TypeError, match="expected one dtype of half precision"):
+            xpnn.sgd(np.ones(3, numpy_dtype(param)), np.ones(3, numpy_dtype(grad)))
+        return
+    for name in STATES:
+        kernel, options = getattr(xpnn, name), OPTIONS[name]
+        p, g = (np.ones(3, numpy_dtype(dtype)) for dtype in (param, grad))
+        states = [np.ones(3, state) for _ in STATES[name] or ("buffer",)]
+        new, *kept = kernel(p, g, *states, **options)
+        both = param if param == grad else max(param, grad, key=lambda dtype: int(dtype[-2:]))
+        assert new.dtype.name == both
+        assert {s.dtype.name for s in kept} == {both if both in ("float32", "float64") else "float32"}
+        out = p, *(None for _ in states)
+        if both == param:
+            assert kernel(p, g, *states, **options, out=out)[0] is p
+        else:
+            with pytest.raises(TypeError, match=rf"{name}: out.*: got dtype {param}, expected {both}"):
+                kernel(p, g, *states, **options, out=out)
+
+
 def test_the_first_buffer_of_half_precision(backend: str) -> None:
     grad = RNG.normal(size=5).astype(np.float16)
     _, buffer = xpnn.sgd(np.ones(5, np.float16), grad, momentum=0.9)
@@ -261,7 +287,7 @@ def test_run_time_numbers_prepare_nothing() -> None:
         known = len(xpnn.adamw._tasks), len(xpnn.adamw._plans)
         found = [xpnn.adamw(*arrays, step=step, lr=1 / step)[0] for step in range(3, 50)]
         assert (len(xpnn.adamw._tasks), len(xpnn.adamw._plans)) == known
-        with pytest.raises(ValueError, match=r"adamw: lr: got -0\.1, expected lr >= 0"):
+        with pytest.raises(ValueError, match=r"adamw: lr: got -0\.1, expected 0 <= lr < inf"):
             xpnn.adamw(*arrays, step=50, lr=-0.1)
     for step, got in zip(range(3, 50), found, strict=True):
         want = ORACLES["adamw"](**dict(zip(("param", "grad", "exp_avg", "exp_avg_sq"), arrays, strict=True)), step=step,
@@ -308,23 +334,37 @@ def test_what_is_off_is_not_there(name: str) -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("sgd", {"lr": -1.0}, "sgd: lr: got -1.0, expected lr >= 0"),
-    ("sgd", {"lr": np.nan}, "sgd: lr: got nan, expected lr >= 0"),
-    ("sgd", {"momentum": -0.5}, "sgd: momentum: got -0.5, expected momentum >= 0"),
-    ("sgd", {"weight_decay": -0.5}, "sgd: weight_decay: got -0.5, expected weight_decay >= 0"),
+    ("sgd", {"lr": -1.0}, "sgd: lr: got -1.0, expected 0 <= lr < inf"),
+    ("sgd", {"lr": np.nan}, "sgd: lr: got nan, expected 0 <= lr < inf"),
+    ("sgd", {"momentum": -0.5}, "sgd: momentum: got -0.5, expected 0 <= momentum < inf"),
+    ("sgd", {"weight_decay": -0.5}, "sgd: weight_decay: got -0.5, expected 0 <= weight_decay < inf"),
+    ("sgd", {"dampening": np.nan}, "sgd: dampening: got nan, expected a finite number"),
+    ("sgd", {"dampening": -np.inf}, "sgd: dampening: got -inf, expected a finite number"),
+    *(
+        (name, {option: value}, f"{name}: {option}: got {value}, expected 0 <= {option} < inf")
+        for name, options in (
+            ("sgd", ("lr", "momentum", "weight_decay")),
+            ("adagrad", ("lr", "lr_decay", "weight_decay", "eps")),
+            ("adam", ("lr", "eps", "weight_decay")),
+            ("adamw", ("lr", "eps", "weight_decay")),
+        )
+        for option in options
+        for value in (np.inf, np.nan)
+    ),
+    ("adam", {"beta1": np.nan}, "adam: beta1: got nan, expected 0 <= beta1 < 1"),
     ("sgd", {"nesterov": True}, "sgd: nesterov: got True with momentum=0.0 and dampening=0.0, expected a momentum"),
     ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "sgd: nesterov: got True with momentum=0.9"),
-    ("adagrad", {"lr_decay": -0.5}, "adagrad: lr_decay: got -0.5, expected lr_decay >= 0"),
-    ("adagrad", {"eps": -1e-9}, "adagrad: eps: got -1e-09, expected eps >= 0"),
+    ("adagrad", {"lr_decay": -0.5}, "adagrad: lr_decay: got -0.5, expected 0 <= lr_decay < inf"),
+    ("adagrad", {"eps": -1e-9}, "adagrad: eps: got -1e-09, expected 0 <= eps < inf"),
     ("adagrad", {"step": 0}, "adagrad: step: got 0, expected step >= 1, the number of this step"),
     ("adam", {"beta1": 1.0}, "adam: beta1: got 1.0, expected 0 <= beta1 < 1"),
     ("adam", {"beta2": -0.1}, "adam: beta2: got -0.1, expected 0 <= beta2 < 1"),
     ("adamw", {"step": -3}, "adamw: step: got -3, expected step >= 1"),
-    ("adamw", {"lr": -1e-3}, "adamw: lr: got -0.001, expected lr >= 0"),
+    ("adamw", {"lr": -1e-3}, "adamw: lr: got -0.001, expected 0 <= lr < inf"),
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "message"), BAD, ids=[f"{n}-{'-'.join(o)}" for n, o, _ in BAD])
+@pytest.mark.parametrize(("name", "options", "message"), BAD, ids=[f"{n}-{o}" for n, o, _ in BAD])
 def test_bad_options(backend: str, name: str, options: dict[str, Any], message: str) -> None:
     """An error that names the argument; nothing was written."""
     arrays = sample(name, (4,), np.float64)

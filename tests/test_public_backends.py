@@ -248,6 +248,6 @@ def test_identity_survives_pickling(any_case: Any) -> None:
 
 def test_repr() -> None:
     assert repr(xpnn.softmax) == "<kernel softmax(x, axis=-1, *, out=None)>"
-    assert repr(xpnn.softmax.backward) == "<softmax.backward>"
+    assert repr(xpnn.softmax.backward) == "<softmax.backward(dy, y=None, *, x=None, axis=-1, wrt=None, out=None)>"
     assert (xpnn.softmax.__name__, xpnn.softmax.__module__) == ("softmax", "xpnn.kernels.normalizers")
     assert inspect.unwrap(xpnn.softmax) is xpnn.softmax.forward_formula

@@ -10,8 +10,8 @@ import numpy as np
 from xpnn.backends import products
 from xpnn.backends.arrays import dtype_name
 from xpnn.backends.products import Array
+from xpnn.backends.recording import Trace
 from xpnn.backends.task import HALF
-from xpnn.backends.trace import Trace
 
 
 def matmul(left: Array, right: Array, out: Array | None = None) -> Array:

@@ -1,4 +1,4 @@
-"""What a training loop's own arrays say of its layers: saturated units, dead units, and gradients that vanish or explode."""
+"""What a training loop's own arrays say of its layers: saturated and dead units, NaN, gradients that vanish or explode."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ Given = tuple[Kernel | None, Any] | tuple[Kernel | None, Any, Any]  # activation
 class Layer:
     """What was found of one layer; None where it was given no activation or no gradient.
 
+    Saturated and dead are told from the (unit, example) pairs at which z and g′(z) are finite: they are shares of those, and of
+    the units that have one; NaN where there is none.
+
     Attributes
     ----------
     number
@@ -36,8 +39,11 @@ class Layer:
         The share of (unit, example) pairs with |g′(z)| below a share of the largest |g′|.
     dead
         The share of units with g′(z) = 0 for every example seen: what no gradient reaches, and no step changes.
+    nonfinite
+        How many (unit, example) pairs have a z or a g′(z) that is NaN or infinite.
     gradient
-        The Euclidean norm of the gradient; over several batches the root of the mean of its squares.
+        The Euclidean norm of the gradient, NaN or infinite where the gradient is; over several batches the root of the mean of
+        its squares.
     ratio
         That norm over the next layer's: below 1 the gradient shrinks on its way to the input.
     """
@@ -48,6 +54,7 @@ class Layer:
     examples: int
     saturated: float | None
     dead: float | None
+    nonfinite: int
     gradient: float | None
     ratio: float | None
 
@@ -61,7 +68,9 @@ class _Seen:
     units: int
     examples: int
     saturated: int
-    alive: Any  # for each unit whether its derivative was ever other than zero; None without activation
+    nonfinite: int
+    finite: Any  # for each unit whether any of its examples was finite; None without activation
+    alive: Any  # and whether its derivative was then ever other than zero
     gradients: tuple[float, int]  # the norm of all together, and how many
 
     def also(self, other: _Seen) -> _Seen:
@@ -70,6 +79,8 @@ class _Seen:
             self,
             examples=self.examples + other.examples,
             saturated=self.saturated + other.saturated,
+            nonfinite=self.nonfinite + other.nonfinite,
+            finite=None if self.finite is None else self.finite | other.finite,
             alive=None if self.alive is None else self.alive | other.alive,
             gradients=(math.hypot(self.gradients[0], other.gradients[0]), self.gradients[1] + other.gradients[1]),
         )
@@ -80,14 +91,19 @@ class _Seen:
         return norm / math.sqrt(batches) if batches else None
 
     def row(self, number: int, following: float | None) -> Layer:
-        given, gradient = self.alive is not None, self.gradient
+        gradient, saturated, dead = self.gradient, None, None
+        if self.activation is not None:
+            looked_at, units = self.units * self.examples - self.nonfinite, _count(self.finite)
+            saturated = self.saturated / looked_at if looked_at else math.nan
+            dead = (units - _count(self.alive)) / units if units else math.nan
         return Layer(
             number=number,
             activation=None if self.activation is None else self.activation.__name__,
             units=self.units,
             examples=self.examples,
-            saturated=self.saturated / (self.units * self.examples) if given else None,
-            dead=(self.units - _count(self.alive)) / self.units if given else None,
+            saturated=saturated,
+            dead=dead,
+            nonfinite=self.nonfinite,
             gradient=gradient,
             ratio=None if gradient is None or following is None else gradient / following if following else math.nan,
         )
@@ -149,17 +165,17 @@ class Diagnosis:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for heading in ("layer", "activation", "units", "saturated", "dead", "gradient", "of next"):
+        for heading in ("layer", "activation", "units", "saturated", "dead", "not finite", "gradient", "of next"):
             table.add_column(heading, justify="left" if heading == "activation" else "right")
         for r in self.layers:
             shares = [_shown(value, ".1%") for value in (r.saturated, r.dead)]
             norms = [_shown(r.gradient, ".2e"), _shown(r.ratio, ".3g")]
-            table.add_row(str(r.number), r.activation or "–", str(r.units), *shares, *norms)
+            table.add_row(str(r.number), r.activation or "–", str(r.units), *shares, str(r.nonfinite), *norms)
         return table
 
 
 def diagnose(layers: Iterable[Given] = (), *, share: float = SHARE) -> Diagnosis:
-    """Say how much of a network has stopped learning: saturated units, dead units, gradients from layer to layer.
+    """Say how much of a network has stopped learning: saturated and dead units, NaN, gradients from layer to layer.
 
     Parameters
     ----------
@@ -189,7 +205,8 @@ def diagnose(layers: Iterable[Given] = (), *, share: float = SHARE) -> Diagnosis
     Notes
     -----
     Below z = 0 the slope of relu is 0: a relu counts as saturated there, and as dead if it is there for every example. The
-    activation's slope comes from its backward, with its options' defaults. Nothing is kept of the arrays.
+    activation's slope comes from its backward, with its options' defaults. NaN and infinities are counted by themselves, and
+    left out of what the others are shares of. Nothing is kept of the arrays.
 
     Examples
     --------
@@ -199,10 +216,10 @@ def diagnose(layers: Iterable[Given] = (), *, share: float = SHARE) -> Diagnosis
     >>> z = np.array([[1.0, -1.0, -2.0], [-3.0, -1.0, -1.0]])
     >>> report = xpnn.diagnose([(xpnn.relu, z, np.array([3e-3, 4e-3])), (None, z, np.array([0.0, 0.5]))])
     >>> print(report)
-    layer   activation   units   saturated    dead   gradient   of next
-    ───────────────────────────────────────────────────────────────────
-        1   relu             3       83.3%   66.7%   5.00e-03      0.01
-        2   –                3           –       –   5.00e-01         –
+    layer   activation   units   saturated    dead   not finite   gradient   of next
+    ────────────────────────────────────────────────────────────────────────────────
+        1   relu             3       83.3%   66.7%            0   5.00e-03      0.01
+        2   –                3           –       –            0   5.00e-01         –
     >>> report.update([(xpnn.relu, z + np.array([0.0, 0.0, 3.0])), (None, z)])
     >>> round(report.layers[0].dead, 3)
     0.333
@@ -233,18 +250,20 @@ def _look(where: str, layer: Any, share: float, before: _Seen | None) -> _Seen:
     if before is not None and (activation, units) != (before.activation, before.units):
         expected = f"{before.activation and before.activation.__name__} of {before.units} units, as in the batch before"
         raise ValueError(wrong("diagnose", where, f"{activation and activation.__name__} of {units}", expected))
-    steepest, saturated, alive = 0.0, 0, None
+    z = xp.reshape(z, (-1, units))
+    finite, steepest, saturated, known, alive = xp.isfinite(z), 0.0, 0, None, None
     if activation is not None:
         if before is not None:
             steepest = before.steepest
         else:
             with choice.use_backend("numpy"):  # whatever library z is of, and nothing to compile
                 steepest = curve(activation).steepest
-        slope = xp.reshape(activation.vjp(z)[1](xp.ones_like(z)), (-1, units))
-        saturated = _count(xp.abs(slope) < share * steepest)
-        alive = xp.any(slope != 0, axis=0)
+        slope = activation.vjp(z)[1](xp.ones_like(z))
+        finite = finite & xp.isfinite(slope)
+        saturated = _count(finite & (xp.abs(slope) < share * steepest))
+        known, alive = xp.any(finite, axis=0), xp.any(finite & (slope != 0), axis=0)
     norm = (0.0, 0) if gradient is None else (_norm(accept("diagnose", f"{where}: gradient", gradient, None)), 1)
-    return _Seen(activation, steepest, units, math.prod(z.shape) // units, saturated, alive, norm)
+    return _Seen(activation, steepest, units, int(z.shape[0]), saturated, _count(~finite), known, alive, norm)
 
 
 def _count(mask: Any) -> int:

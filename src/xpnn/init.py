@@ -7,13 +7,17 @@ them, or (n_out, n_in, ...) with a receptive field behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from xpnn.backends.arrays import namespace, numpy_dtype, wrong
+from xpnn.backends.arrays import accept, library, namespace, numpy_dtype, wrong
+from xpnn.backends.bind import option_value
+
+Shape = tuple[int, ...]
 
 _GAINS = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "sigmoid"), 1.0),
@@ -35,8 +39,8 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
     Raises
     ------
-    ValueError
-        For another nonlinearity.
+    TypeError, ValueError
+        For another nonlinearity, and a slope that is not a finite number.
 
     Examples
     --------
@@ -44,12 +48,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     >>> xpnn.init.calculate_gain("relu") ** 2
     2.0000000000000004
     """
-    if nonlinearity == "leaky_relu":
-        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
-    if nonlinearity not in _GAINS:
-        known = ", ".join(map(repr, [*_GAINS, "leaky_relu"]))
-        raise ValueError(wrong("calculate_gain", "nonlinearity", repr(nonlinearity), f"one of {known}"))
-    return _GAINS[nonlinearity]
+    return _gain("calculate_gain", nonlinearity, "param", 0.01 if param is None else param)
 
 
 def xavier_uniform(
@@ -65,9 +64,9 @@ def xavier_uniform(
     shape
         (n_out, n_in), or (n_out, n_in, ...): both fans are then multiplied by the size of the rest.
     gain
-        As `calculate_gain` gives it for the activation behind.
+        As `calculate_gain` gives it for the activation behind; finite, not negative.
     rng
-        A `numpy.random.Generator`, a seed, or None for a seed of the system's.
+        A `numpy.random.Generator`, an integer as a seed, or None for a seed of the system's.
     dtype
         The name of the weights' floating dtype.
     like
@@ -79,8 +78,8 @@ def xavier_uniform(
 
     Raises
     ------
-    ValueError
-        For a shape of fewer than two dimensions.
+    TypeError, ValueError
+        For an argument that is not as above. Nothing is drawn from the generator then.
 
     Examples
     --------
@@ -89,8 +88,8 @@ def xavier_uniform(
     >>> weight.shape, bool(abs(weight).max() < 1)
     ((2, 4), True)
     """
-    fan_in, fan_out = _fans("xavier_uniform", shape)
-    return _uniform(gain * math.sqrt(2 / max(1, fan_in + fan_out)), shape, rng, dtype, like)
+    what, sizes = "xavier_uniform", _sizes("xavier_uniform", shape)
+    return _uniform(what, sizes, _xavier(what, sizes, gain), rng, dtype, like)
 
 
 def xavier_normal(shape: Sequence[int], *, gain: float = 1.0, rng: Any = None, dtype: str = "float32", like: Any = None) -> Any:
@@ -102,8 +101,8 @@ def xavier_normal(shape: Sequence[int], *, gain: float = 1.0, rng: Any = None, d
     >>> xpnn.init.xavier_normal((2, 4), rng=0).dtype
     dtype('float32')
     """
-    fan_in, fan_out = _fans("xavier_normal", shape)
-    return _normal(gain * math.sqrt(2 / max(1, fan_in + fan_out)), shape, rng, dtype, like)
+    what, sizes = "xavier_normal", _sizes("xavier_normal", shape)
+    return _normal(what, sizes, _xavier(what, sizes, gain), rng, dtype, like)
 
 
 def kaiming_uniform(
@@ -139,8 +138,8 @@ def kaiming_uniform(
 
     Raises
     ------
-    ValueError
-        For a shape of fewer than two dimensions, another mode or nonlinearity.
+    TypeError, ValueError
+        For an argument that is not as above. Nothing is drawn from the generator then.
 
     Examples
     --------
@@ -148,7 +147,8 @@ def kaiming_uniform(
     >>> bool(abs(xpnn.init.kaiming_uniform((2, 6), rng=0)).max() < 1)
     True
     """
-    return _uniform(_kaiming("kaiming_uniform", shape, a, mode, nonlinearity), shape, rng, dtype, like)
+    what, sizes = "kaiming_uniform", _sizes("kaiming_uniform", shape)
+    return _uniform(what, sizes, _kaiming(what, sizes, a, mode, nonlinearity), rng, dtype, like)
 
 
 def kaiming_normal(
@@ -169,42 +169,86 @@ def kaiming_normal(
     >>> xpnn.init.kaiming_normal((2, 6), rng=0, dtype="float64").shape
     (2, 6)
     """
-    return _normal(_kaiming("kaiming_normal", shape, a, mode, nonlinearity), shape, rng, dtype, like)
+    what, sizes = "kaiming_normal", _sizes("kaiming_normal", shape)
+    return _normal(what, sizes, _kaiming(what, sizes, a, mode, nonlinearity), rng, dtype, like)
 
 
-def _kaiming(name: str, shape: Sequence[int], a: float, mode: str, nonlinearity: str) -> float:
-    """The standard deviation of Kaiming's weights."""
-    fan_in, fan_out = _fans(name, shape)
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(wrong(name, "mode", repr(mode), "'fan_in' or 'fan_out'"))
-    return calculate_gain(nonlinearity, a) / math.sqrt(max(1, fan_in if mode == "fan_in" else fan_out))
+def _sizes(what: str, shape: Any) -> Shape:
+    """The weights' shape, of two dimensions or more."""
+    expected = "at least two dimensions: (n_out, n_in)"
+    if not isinstance(shape, Sequence) or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in shape):
+        raise TypeError(wrong(what, "shape", repr(shape), f"a tuple of integers of {expected}"))
+    if len(shape) < 2 or min(shape) < 0:
+        raise ValueError(wrong(what, "shape", tuple(shape), f"{expected}, none negative"))
+    return tuple(map(int, shape))
 
 
-def _fans(name: str, shape: Sequence[int]) -> tuple[int, int]:
+def _fans(sizes: Shape) -> tuple[int, int]:
     """How many terms an output has, and how many outputs an input is a term of."""
-    if len(shape) < 2:
-        raise ValueError(wrong(name, "shape", tuple(shape), "at least two dimensions: (n_out, n_in)"))
-    field = math.prod(shape[2:])
-    return shape[1] * field, shape[0] * field
+    field = math.prod(sizes[2:])
+    return sizes[1] * field, sizes[0] * field
 
 
-def _uniform(deviation: float, shape: Sequence[int], rng: Any, dtype: str, like: Any) -> Any:
+def _finite(what: str, name: str, value: Any) -> float:
+    number: float = option_value(what, name, value, 1.0)
+    if not math.isfinite(number):
+        raise ValueError(wrong(what, name, number, "a finite number"))
+    return number
+
+
+def _gain(what: str, nonlinearity: Any, name: str, slope: Any) -> float:
+    """The gain of an activation; `name` is what the caller calls the slope of leaky_relu."""
+    negative = _finite(what, name, slope)
+    if nonlinearity == "leaky_relu":
+        return math.sqrt(2 / (1 + negative * negative))
+    if not isinstance(nonlinearity, str) or nonlinearity not in _GAINS:
+        known = ", ".join(map(repr, [*_GAINS, "leaky_relu"]))
+        raise ValueError(wrong(what, "nonlinearity", repr(nonlinearity), f"one of {known}"))
+    return _GAINS[nonlinearity]
+
+
+def _xavier(what: str, sizes: Shape, gain: Any) -> float:
+    """The standard deviation of Xavier's weights."""
+    factor = _finite(what, "gain", gain)
+    if factor < 0:
+        raise ValueError(wrong(what, "gain", factor, "gain >= 0"))
+    return factor * math.sqrt(2 / max(1, sum(_fans(sizes))))
+
+
+def _kaiming(what: str, sizes: Shape, a: Any, mode: Any, nonlinearity: Any) -> float:
+    """The standard deviation of Kaiming's weights."""
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(wrong(what, "mode", repr(mode), "'fan_in' or 'fan_out'"))
+    fan_in, fan_out = _fans(sizes)
+    return _gain(what, nonlinearity, "a", a) / math.sqrt(max(1, fan_in if mode == "fan_in" else fan_out))
+
+
+def _uniform(what: str, sizes: Shape, deviation: float, rng: Any, dtype: Any, like: Any) -> Any:
     limit = math.sqrt(3) * deviation  # the uniform distribution on (−limit, limit) has variance limit² / 3
-    return _made(np.random.default_rng(rng).uniform(-limit, limit, tuple(shape)), dtype, like)
+    return _made(what, lambda generator: generator.uniform(-limit, limit, sizes), rng, dtype, like)
 
 
-def _normal(deviation: float, shape: Sequence[int], rng: Any, dtype: str, like: Any) -> Any:
-    return _made(np.random.default_rng(rng).normal(0.0, deviation, tuple(shape)), dtype, like)
+def _normal(what: str, sizes: Shape, deviation: float, rng: Any, dtype: Any, like: Any) -> Any:
+    return _made(what, lambda generator: generator.normal(0.0, deviation, sizes), rng, dtype, like)
 
 
-def _made(values: np.ndarray[Any, Any], dtype: str, like: Any) -> Any:
+def _made(what: str, draw: Callable[[np.random.Generator], Any], rng: Any, dtype: Any, like: Any) -> Any:
     """Drawn numbers, the same for every library and dtype up to rounding, in the library of `like`."""
-    if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(wrong("init", "dtype", repr(dtype), "'float16', 'bfloat16', 'float32' or 'float64'"))
-    if like is None or isinstance(like, np.ndarray):
-        return values.astype(numpy_dtype(dtype))
-    xp = namespace(like)
-    return xp.asarray(values, dtype=getattr(xp, dtype), device=array_api_compat.device(like))
+    if not isinstance(rng, np.random.Generator | int | np.integer | None) or isinstance(rng, bool):
+        raise TypeError(wrong(what, "rng", type(rng).__name__, "a numpy.random.Generator, an integer or None"))
+    if isinstance(rng, int | np.integer) and rng < 0:
+        raise ValueError(wrong(what, "rng", rng, "a seed that is not negative"))
+    name = str(dtype) if isinstance(dtype, str | np.dtype) else ""
+    if name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(wrong(what, "dtype", repr(dtype), "'float16', 'bfloat16', 'float32' or 'float64'"))
+    model = np.empty(0) if like is None else accept(what, "like", like, None)
+    xp = namespace(model)
+    if xp is np:
+        return draw(np.random.default_rng(rng)).astype(numpy_dtype(name))
+    if not hasattr(xp, name):
+        raise ValueError(wrong(what, "dtype", repr(dtype), f"one that {library(model)} has"))
+    values = draw(np.random.default_rng(rng))
+    return xp.asarray(values, dtype=getattr(xp, name), device=array_api_compat.device(model))
 
 
 __all__ = ["calculate_gain", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform"]

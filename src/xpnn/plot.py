@@ -115,7 +115,8 @@ def _draw(kernel: Kernel, drawn: Curve, cell: SubFigure) -> None:
     if (text := formula(kernel)) is not None:
         cell.text(LEFT, 0.75, text, color=INK, fontsize=11, va="center", math_fontfamily="cm")
     else:
-        first = textwrap.shorten(inspect.cleandoc(kernel.__doc__ or "").partition("\n")[0], 72, placeholder=" …")
+        own = inspect.cleandoc(kernel.forward_formula.__doc__ or "")
+        first = textwrap.shorten(own.partition("\n")[0], 72, placeholder=" …")
         cell.text(LEFT, 0.75, first, color=INK, fontsize=9, va="center", parse_math=False)
     panels = cell.subplots(1, 2, gridspec_kw={"left": LEFT, "right": RIGHT, "top": 0.645, "bottom": 0.245, "wspace": 0.16})
     near = np.abs(X) <= EDGE

@@ -17,12 +17,13 @@ from xpnn.torch import activations, functional, norms
 from xpnn.torch.arrays import FLOATS, HALF
 from xpnn.torch.ops import PLAIN, has_tangent
 
-NAMES = (
-    "binary_cross_entropy_with_logits", "celu", "cross_entropy", "elu", "gelu", "glu", "hardsigmoid", "hardswish",
-    "hardtanh", "huber_loss", "kl_div", "layer_norm", "leaky_relu", "linear_cross_entropy", "log_softmax", "mish",
-    "mse_loss", "nll_loss", "relu", "relu6", "rms_norm", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus",
-    "tanh",
-)  # fmt: skip
+FUNCTIONS = {
+    name: function
+    for home in (activations, functional, norms)
+    for name, function in vars(home).items()
+    if getattr(function, "__module__", None) == home.__name__ and hasattr(torch.nn.functional, name)
+}
+NAMES = tuple(sorted(FUNCTIONS))
 
 
 class Patch:
@@ -32,8 +33,7 @@ class Patch:
         self._made: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         for name in names:
             original = getattr(torch.nn.functional, name)
-            homes = (activations, norms, functional)
-            ours = _drop_in(original, next(getattr(m, name) for m in homes if hasattr(m, name)))
+            ours = _drop_in(original, FUNCTIONS[name])
             setattr(torch.nn.functional, name, ours)
             self._made[name] = original, ours
 
