@@ -193,6 +193,8 @@ def test_of_torch(backend: str, load_library: Any, reduction: str, label_smoothi
     for weighted, ignores, shape in itertools.product((False, True), (False, True), ((8, 5), (3, 5, 4), (3, 4, 5))):
         if ignores and probabilities:
             continue
+        if backend == "numba" and shape == (3, 5, 4) and (reduction != "none" or label_smoothing):
+            continue  # a form of its own for an axis that is not the last, compiled for seconds
         axis = 1 if shape[1] == 5 else -1
         logits = RNG.normal(size=shape)
         lead = logits.sum(axis).shape
