@@ -129,7 +129,9 @@ def worst(function: Function, chunks: Iterator[Array], truth_by: str = "numpy") 
         values = function.within(chunk)
         if not values.size:
             continue
-        ours, truth = function.run(values, "numba"), function.run(values.astype(np.float64), truth_by)
+        ours = function.run(values, "numba").astype(np.float64)
+        truth = function.run(values.astype(np.float64), truth_by)
+        ours = np.where(np.isinf(ours), np.copysign(2.0**128, ours), ours)  # the number that infinity stands for
         # beside larger terms an error counts for less, never for more
         powers = (truth.view(np.int64) & EXPONENT).view(np.float64)
         bad = ~(np.abs(ours - truth) <= error * np.maximum(powers * 2.0**-23, np.finfo(np.float32).tiny))
@@ -206,6 +208,12 @@ def main() -> None:
             progress.print(f"{function.label} {function.direction}: {error:.3f} ULP at {function.cache} = {at:.9g}")
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     document = {"date": date, "machine": machine.describe(), "inputs": "all" if arguments.all else "sample", "rows": rows}
+    if arguments.functions and arguments.file.exists():  # those anew, the others kept
+        kept = json.loads(arguments.file.read_text(encoding="utf-8"))
+        if kept["inputs"] != document["inputs"]:
+            raise SystemExit(f"{arguments.file} is of {kept['inputs']} inputs")
+        found = {(r["function"], r["direction"]): r for r in (*kept["rows"], *rows)}
+        document |= {"rows": [*found.values()]}
     arguments.file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
