@@ -100,23 +100,21 @@ def mish(xp, x):
     return xp.where(x >= 0, x / (1.0 + t), n - n * t)
 
 
-def mish_parts(xp, x):
-    """e = exp(−|x|), and n and m of tanh(log(1 + eˣ)) = n / (n + m)."""
-    e = xp.exp(-xp.abs(x))
-    return e, xp.where(x >= 0, 1.0 + 2.0 * e, e * (e + 2.0)), xp.where(x >= 0, 2.0 * (e * e), 2.0)
-
-
 @mish.backward
 def mish_backward(xp, dy, x):
-    """g′ = T + x T′ with T = n / d, d = n + m, and T′ = (1 − T²) σ(x).
+    """g′ = T + x T′ with T = w (w + 2) / d and T′ = 4 w (1 + w) / d², where w = eˣ and d = w² + 2w + 2.
 
-    1 − T² = (1 − T)(1 + T) = m (2n + m) / d², and 2n + m = 2 (1 + e)² on both sides of 0. With σ(x) = 1 / (1 + e) above 0 and
-    e / (1 + e) below, T′ = 4 k (1 + e) / d², where k is e² above 0 and e below. So g′ = (n + 4 x k (1 + e) / d) / d, in which
-    terms cancel nowhere but around the minimum of g.
+    Below 0, with e = w, h = 2e² / d and z = (e²/2 + 3e/2 + 2) / d, (e + 2) / d is 1 − e (1/2 − h/4), and 4 (1 + e) / d² is
+    1 − e (1 − h z), so that g′ = e (1 + x − e (1/2 + x − h (1/4 + x z))). Above, with e = e⁻ˣ, d = 2e² + 2e + 1 and
+    h = 2e² / d, it is 1 − h + h x · 2 (1 + e) / d. What is multiplied by e and h is small, and its rounding with it.
     """
-    e, part, rest = mish_parts(xp, x)
-    d = 1.0 / (part + rest)
-    return dy * ((part + 4.0 * (x * xp.where(x >= 0, e * e, e)) * ((1.0 + e) * d)) * d)
+    e = xp.exp(-xp.abs(x))
+    u = 1.0 + e
+    square = e * e
+    i = 1.0 / (u * u + xp.where(x >= 0, square, 1.0))
+    h = 2.0 * square * i
+    below = e * ((1.0 + x) - e * ((0.5 + x) - h * (0.25 + x * ((2.0 + e * (1.5 + 0.5 * e)) * i))))
+    return dy * xp.where(x >= 0, 1.0 - (h - h * x * (2.0 * u * i)), below)
 
 
 def check_approximate(name):
