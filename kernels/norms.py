@@ -39,9 +39,9 @@ def layer_norm(xp, x, weight: Column = None, bias: Column = None, *, eps=1e-5):
 
     Notes
     -----
-    Ba, Kiros, Hinton, "Layer normalization", arXiv:1607.06450; arguments as in `torch.nn.functional.layer_norm`. The variance
-    is the mean of (x − μ)², not mean(x²) − μ², which cancels where |μ| is large beside σ. The saved values are μ and
-    1 / √(σ² + ε).
+    Ba, Kiros, Hinton, "Layer normalization", arXiv:1607.06450; arguments as in `torch.nn.functional.layer_norm`. The mean is
+    computed twice: with a for what comes out first, rounded, μ is a + mean(x − a), so that a constant row comes out as 0; and
+    σ² is mean((x − a)²) − (μ − a)², where mean(x²) − μ² would cancel for large |μ|. The saved values are μ and 1 / √(σ² + ε).
 
     Examples
     --------
@@ -50,10 +50,12 @@ def layer_norm(xp, x, weight: Column = None, bias: Column = None, *, eps=1e-5):
     array([[-1., 11.],
            [nan, nan]])
     """
-    mean = xp.mean(x, axis=-1, keepdims=True)
-    centred = x - mean
-    rstd = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    return scaled(centred * rstd, weight, bias), mean, rstd
+    near = xp.mean(x, axis=-1, keepdims=True)
+    left = x - near
+    rest = xp.mean(left, axis=-1, keepdims=True)
+    mean = near + rest
+    rstd = 1.0 / xp.sqrt(xp.mean(left * left, axis=-1, keepdims=True) - rest * rest + eps)
+    return scaled((x - mean) * rstd, weight, bias), mean, rstd
 
 
 @layer_norm.backward

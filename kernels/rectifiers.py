@@ -311,7 +311,8 @@ def hardsigmoid(xp, x):
     >>> xpnn.hardsigmoid([-4.0, 0.0, 4.0])
     array([0. , 0.5, 1. ])
     """
-    return clipped(xp, x * (1.0 / 6.0) + 0.5, 0.0, 1.0)
+    # a sum that is exact near −3, where the result is small, and one that rounds less beyond
+    return clipped(xp, xp.where(x < -1.5, (x + 3.0) * (1.0 / 6.0), x * (1.0 / 6.0) + 0.5), 0.0, 1.0)
 
 
 @hardsigmoid.backward

@@ -86,7 +86,18 @@ def test_rows_of_several_axes(backend: str, close: Callable[..., None]) -> None:
     close(xpnn.layer_norm(x, normalized_shape=4), xpnn.layer_norm(x))
     cube = RNG.normal(size=(4, 4, 4))  # saved values would fit any axis
     saved = {"mean": cube.mean(-1), "rstd": 1 / np.sqrt(cube.var(-1) + 1e-5)}
-    close(xpnn.layer_norm.backward(cube, x=cube, **saved)[0], xpnn.layer_norm.vjp(cube)[1](cube)[0])
+    dcube = RNG.normal(size=cube.shape)
+    close(xpnn.layer_norm.backward(dcube, x=cube, **saved)[0], xpnn.layer_norm.vjp(cube)[1](dcube)[0])
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7, 16, 20, 100, 130, 1000])
+def test_constant_rows(backend: str, columns: int) -> None:
+    """They come out as 0, however large: a mean that is off by its last bit would be taken for a deviation."""
+    values = (RNG.uniform(1, 10, 64) * 10.0 ** RNG.integers(-3, 5, 64)).astype(np.float32)
+    y, pullback = xpnn.layer_norm.vjp(np.repeat(values[:, None], columns, 1))
+    np.testing.assert_array_equal(y, 0)
+    dx = pullback(RNG.normal(size=y.shape).astype(np.float32))[0]
+    assert np.isfinite(dx).all()
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

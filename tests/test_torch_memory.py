@@ -135,6 +135,21 @@ def test_scaled_in_place():
     torch.testing.assert_close(last, 2 * once)
 
 
+@pytest.mark.parametrize("loss", [ours.cross_entropy, ours.nll_loss])
+def test_gradients_are_their_owners(loss):
+    """What an earlier pass has handed out, a later one does not write to; nor does writing to it change the later one."""
+    x, t = random(6, 5, dtype=torch.float32), classes(6, of=5)
+    value = loss(x, t)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    copy = first.clone()
+    (second,) = torch.autograd.grad(2 * value, x, retain_graph=True)
+    torch.testing.assert_close(first, copy, rtol=0, atol=0)
+    first.zero_()
+    (third,) = torch.autograd.grad(3 * value, x)
+    torch.testing.assert_close(second, 2 * copy)
+    torch.testing.assert_close(third, 3 * copy)
+
+
 def test_nothing_is_kept_where_no_gradient_is_wanted():
     base, t = random(512, 2000, dtype=torch.float32), classes(512, of=2000)
     for context, x in ((torch.no_grad(), base), (torch.inference_mode(), base), (torch.enable_grad(), base.detach())):

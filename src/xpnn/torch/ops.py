@@ -291,9 +291,14 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 
 
 def _scaled(op: Op, gradients: Sequence[torch.Tensor], dloss: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Gradients for a cotangent of 1, made those for another: in place where no later backward pass will want them again."""
+    """Gradients for a cotangent of 1, made those for another: in place where no later backward pass will want them again.
+
+    Where one may, what is handed out is not what is kept: its owner may write to it, and the later pass will.
+    """
+    if _keeps_graph():
+        return [g * dloss for g in gradients]
     if not (dloss.is_cpu and dloss.item() == 1):  # a look at a GPU's number would wait for it
-        gradients = [g * dloss for g in gradients] if _keeps_graph() else [g.mul_(dloss) for g in gradients]
+        return [g.mul_(dloss) for g in gradients]
     return gradients
 
 
