@@ -96,7 +96,7 @@ def mish(xp, x):
     """
     e = xp.exp(-xp.abs(x))
     n, u = x * e, 1.0 + e
-    t = e / (xp.where(x >= 0, 1.0, u) + xp.where(x >= 0, 0.5, 1.0) / xp.where(x >= 0, e, u))
+    t = e / (xp.where(x >= 0, 1.0, u) + 1.0 / xp.where(x >= 0, 2.0 * e, u))
     return xp.where(x >= 0, x / (1.0 + t), n - n * t)
 
 
