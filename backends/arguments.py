@@ -250,7 +250,7 @@ class Call:
                                 "memory of its own, or exactly one input's",
                             )
                         )
-                if o.size and 0 in [s for s, n in zip(o.strides, o.shape, strict=True) if n > 1]:
+                if not o.flags.c_contiguous and _overlaps_itself(o):
                     raise ValueError(wrong(self.what, label, "an array whose elements share memory", "one element each"))
                 taken.append((label, o))
 
@@ -272,6 +272,16 @@ class Call:
 
 def _same_memory(a: Any, b: Any) -> bool:
     return bool(address(a) == address(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
+
+
+def _overlaps_itself(a: Any) -> bool:
+    """Whether a step along some axis is shorter than what the axes of shorter steps span."""
+    span = a.itemsize
+    for step, count in sorted((abs(step), count) for step, count in zip(a.strides, a.shape, strict=True) if count > 1):
+        if step < span:
+            return True
+        span += step * (count - 1)
+    return False
 
 
 def _unbroadcast(xp: Any, value: Any, shape: tuple[int, ...]) -> Any:

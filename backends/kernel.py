@@ -114,7 +114,7 @@ class Kernel:
             A function of one cotangent for each differentiable output returned, None for zero; those that are not, such
             as an argmax, take none. It returns the gradient of a single input, else a tuple over the inputs passed, in the
             signature's order, None for integer ones. Takes `out=`, and `wrt=` like `value_and_grad`: gradients not asked for
-            are not computed. It holds what backward reads, not copies: change no input and no result before it was called.
+            are not computed. It refers to the arrays that backward reads: changing one in place changes the gradient.
 
         Raises
         ------

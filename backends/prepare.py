@@ -14,7 +14,7 @@ from xpnn.backends.bind import needs_backward, option_value
 from xpnn.backends.declare import Declaration, evaluate, is_dynamic
 from xpnn.backends.kinds import Column, Full, Index, Kind, Matrix, Row, Scalar, Wide
 from xpnn.backends.program import DType, Node, Shape, walk
-from xpnn.backends.recording import SubsetError
+from xpnn.backends.recording import BranchError, SubsetError
 from xpnn.backends.task import HALF, BackendError, Executable, Task
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ def results_of(job: Task) -> tuple[dict[str, Shape], frozenset[str]]:
     """The symbolic shape of each result, and those that are integers."""
     try:
         outputs = job.program().outputs
+    except BranchError as error:
+        try:
+            return _results_by_trial(job)
+        except ValueError:  # one number may be branched on where the formula is composed, an array may not
+            raise error from None
     except SubsetError:
         return _results_by_trial(job)
     return {n: node.shape for n, node in outputs.items()}, frozenset(n for n, node in outputs.items() if node.dtype == "int")

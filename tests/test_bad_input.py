@@ -32,6 +32,11 @@ def pair(shape: tuple[int, int] = (4, 6)) -> tuple[np.ndarray, np.ndarray]:
     return memory[:-1], memory[1:]
 
 
+def strided(a: np.ndarray, shape: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
+    """A view of other shape; its steps are counted in elements."""
+    return np.lib.stride_tricks.as_strided(a, shape, tuple(a.itemsize * step for step in steps))
+
+
 @xpnn.kernel
 def plain(xp, x):
     """No backward."""
@@ -213,6 +218,22 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     ),
     "out transposed input": (lambda call: (lambda a: call(sm, a, out=a.T))(real(4, 4)), ValueError, ("out", "overlaps", "x")),
     "out reversed input": (lambda call: (lambda a: call(sm, a, out=a[::-1]))(real(4, 4)), ValueError, ("out", "overlaps", "x")),
+    "out overlaps itself": (
+        lambda call: call(sm, real(2, 3), out=strided(real(8), (2, 3), (1, 1))),
+        ValueError, ("softmax", "out", "share memory"),
+    ),
+    "out overlaps itself, element-wise": (
+        lambda call: call(xpnn.relu, real(2, 3), out=strided(real(8), (2, 3), (2, 1))),
+        ValueError, ("relu", "out", "share memory"),
+    ),
+    "out overlaps itself, three axes": (
+        lambda call: call(xpnn.relu, real(2, 2, 3), out=strided(real(12), (2, 2, 3), (5, 1, 2))),
+        ValueError, ("relu", "out", "share memory"),
+    ),
+    "out of one number": (
+        lambda call: call(xpnn.logsumexp, real(2, 3), out=strided(real(1), (2,), (0,))),
+        ValueError, ("logsumexp", "out", "share memory"),
+    ),
     "out a list": (lambda call: call(sm, real(2), out=[0.0, 0.0]), TypeError, ("softmax", "out", "list")),
     "out too many": (lambda call: call(sm, real(4, 6), out=(real(4, 6), real(4, 6))), TypeError, ("out", "2 arrays", "1")),
     "out too few": (
@@ -322,6 +343,15 @@ def test_bad_call(backend: str, name: str) -> None:
 
     make(call)
     assert calls == [name]
+
+
+def test_out_in_another_order(backend: str) -> None:
+    """Elements that lie apart in any order are no overlap."""
+    x, memory = real(2, 3, 4), np.zeros((4, 8, 7))
+    for out in (memory[1:3, 7:1:-2, ::2], memory[:, :3, 5::-3].T):
+        assert out.shape == x.shape
+        assert xpnn.relu(x, out=out) is out
+        np.testing.assert_array_equal(out, np.maximum(x, 0))
 
 
 def test_use_backend_unknown() -> None:

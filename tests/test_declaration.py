@@ -351,6 +351,24 @@ def test_branching_on_a_number(name: str, close: Callable[..., None]) -> None:
         close(k(X, beta=0.25), X)
 
 
+def branches_on_data(xp, x):
+    if x > 0:
+        return x
+    return -x
+
+
+@pytest.mark.parametrize("name", ["auto", "numba", "numpy"])
+def test_branching_on_an_array(name: str) -> None:
+    """Not even of one element: shapes are found for all sizes at once."""
+    k = xpnn.kernel(branches_on_data)
+    where = f"{__file__}:{inspect.getsourcelines(branches_on_data)[1] + 1}: in branches_on_data: "
+    for x in (np.array([1.0]), X):
+        for call in (k, k.explain):
+            with xpnn.use_backend(name), pytest.raises(TypeError) as raised:
+                call(x)
+            assert str(raised.value).startswith(where + "it branches on a value that is known only at run time; use xp.where")
+
+
 def test_gradient_outside_the_subset(close: Callable[..., None]) -> None:
     """A forward that fuses keeps fusing when its backward does not."""
     k = xpnn.kernel(lambda xp, x: x * x)

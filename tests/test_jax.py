@@ -134,6 +134,16 @@ def test_a_second_derivative(jax: Any, close: Callable[..., None]) -> None:
     v = RNG.normal(size=6)
     hessian_v = jax.grad(lambda x: (jax.grad(xpnn.jax.logsumexp)(x) * v).sum())(jax.numpy.asarray(X[0]))
     close(hessian_v, xpnn.softmax_jacobian(X[0]) @ v)
+    close(jax.hessian(xpnn.jax.logsumexp)(jax.numpy.asarray(X[0])), xpnn.softmax_jacobian(X[0]))
+
+
+def test_forwards(jax: Any, close: Callable[..., None]) -> None:
+    """Not the functions of `xpnn.jax`; the kernels themselves, on JAX arrays."""
+    x = jax.numpy.asarray(X[0])
+    for forwards in (jax.jacfwd, lambda f: lambda x: jax.jvp(f, (x,), (x,))):
+        with pytest.raises(TypeError, match="custom_vjp"):
+            forwards(xpnn.jax.logsumexp)(x)
+    close(jax.jacfwd(xpnn.logsumexp)(x), xpnn.softmax(X[0]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
