@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Bound:
-    """A call's arguments by role. `arrays` are as the caller passed them, None left out.
+    """A call's arguments by role. `arrays` are as the caller passed them; `nones` names those that are None.
 
     `span` is the shape of the last axes, where the caller says that a row is made of these.
     """
@@ -28,6 +28,7 @@ class Bound:
     axis_given: bool
     span: tuple[int, ...] | None
     out: Any
+    nones: tuple[str, ...] = ()
 
 
 def by_position(kernel: Kernel) -> tuple[str, ...]:
@@ -60,7 +61,9 @@ def bind(kernel: Kernel, what: str, positional: tuple[str, ...], args: tuple[Any
         elif name in d.options:
             bound.options[name] = option_value(what, name, value, d.options[name])
         elif name in arrays_known:
-            if value is not None:
+            if value is None:
+                bound.nones += (name,)
+            else:
                 bound.arrays[name] = value
         else:
             special = ["axis"] if kernel.has_axis else [d.span] if d.span is not None else []
@@ -109,6 +112,9 @@ def option_value(what: str, name: str, value: Any, default: Any) -> Any:
 
 def require(what: str, d: Declaration, bound: Bound, names: tuple[str, ...]) -> None:
     missing = [n for n in names if n not in bound.arrays and not (n in d.inputs and d.inputs[n].optional)]
+    for n in missing:
+        if n in bound.nones:
+            raise TypeError(wrong(what, n, "None", "an array"))
     if missing:
         raise TypeError(f"{what}: missing {', '.join(missing)}")
 

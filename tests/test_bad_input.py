@@ -70,7 +70,9 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = 
     "complex number": (lambda call: call(sm, 1j), TypeError, ("softmax", "x", "complex", "array")),
     # arguments
     "nothing": (lambda call: call(sm), TypeError, ("softmax", "missing", "x")),
-    "None": (lambda call: call(sm, None), TypeError, ("softmax", "missing", "x")),
+    "None": (lambda call: call(sm, None), TypeError, ("softmax: x: got None, expected an array",)),
+    "None by name": (lambda call: call(ce, real(4, 5), target=None), TypeError, ("cross_entropy: target: got None",)),
+    "backward: None": (lambda call: call(sm.backward, None, real(2, 3)), TypeError, ("softmax.backward: dy: got None",)),
     "no target": (lambda call: call(ce, real(4, 5)), TypeError, ("cross_entropy", "missing", "target")),
     "no weight": (lambda call: call(xpnn.linear, real(4, 5)), TypeError, ("linear", "missing", "weight")),
     "too many": (lambda call: call(sm, real(2, 3), 1, 2), TypeError, ("softmax", "2 positional", "x, axis", "got 3")),

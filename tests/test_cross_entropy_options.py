@@ -418,5 +418,5 @@ def test_absent_cotangents(backend: str) -> None:
     np.testing.assert_array_equal(alone[0], second[0])
     with pytest.raises(TypeError, match=r"^cross_entropy pullback: dloss, dlse: got None, expected at least one array"):
         pullback(None, None)
-    with pytest.raises(TypeError, match=r"^cross_entropy.backward: missing dloss$"):
+    with pytest.raises(TypeError, match=r"^cross_entropy.backward: dloss: got None, expected an array$"):
         ce.backward(None, arrays["logits"], arrays["target"], return_lse=True)

@@ -269,5 +269,11 @@ def test_bad_share(share: float) -> None:
         xpnn.diagnose(share=share)
 
 
+@pytest.mark.parametrize("share", ["a", None, True])
+def test_share_of_another_type(share: Any) -> None:
+    with pytest.raises(TypeError, match=f"^diagnose: share: got {share!r}, expected a number$"):
+        xpnn.diagnose(share=share)
+
+
 def test_type() -> None:
     assert isinstance(xpnn.diagnose(), Diagnosis)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import xpnn
+from xpnn.cli import main
 
 SCRIPT = """
     import json, os, signal, threading, warnings
@@ -127,3 +129,18 @@ def test_bad_number_of_threads(monkeypatch: pytest.MonkeyPatch, bad: str) -> Non
     assert repr(bad) in str(raised.value)
     assert "whole number" in str(raised.value)
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["show", "relu"]])
+def test_a_bad_environment_on_the_command_line(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """One line, not a traceback."""
+    monkeypatch.setenv("XPNN_NUM_THREADS", "two")
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert done.output == "Error: XPNN_NUM_THREADS: got 'two', expected a whole number of at least 1\n"
+    monkeypatch.setenv("XPNN_NUM_THREADS", "1")
+    monkeypatch.setattr("xpnn.backends.choice.process", "abc")  # XPNN_BACKEND=abc
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: backend: got 'abc', expected one of auto, ")
+    assert done.output.count("\n") == 1

@@ -14,6 +14,7 @@ import click
 import xpnn
 from xpnn.backends import choice
 from xpnn.backends.kernel import Kernel, registry
+from xpnn.backends.numba import pool
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,11 @@ _kernels = click.option("--kernel", "names", multiple=True, metavar="NAME", help
 @click.version_option(xpnn.__version__, prog_name="xpnn")
 def main() -> None:
     """Neural-network kernels, written once, run composed or fused."""
+    try:  # the environment's settings
+        choice.current()
+        pool.count()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()

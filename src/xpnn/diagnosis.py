@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnn.backends import choice
 from xpnn.backends.arrays import accept, dtype_class, namespace, wide_dtype, wrong
+from xpnn.backends.bind import option_value
 from xpnn.backends.kernel import Kernel
 from xpnn.curves import SHARE, curve
 
@@ -198,7 +199,7 @@ def diagnose(layers: Iterable[Given] = (), *, share: float = SHARE) -> Diagnosis
     Raises
     ------
     TypeError
-        For an activation that is no kernel or not element-wise, and for what is no array.
+        For an activation that is no kernel or not element-wise, for what is no array, and for a share that is no number.
     ValueError
         For a layer that is not such a tuple, without examples or units, and a share outside (0, 1].
 
@@ -224,6 +225,7 @@ def diagnose(layers: Iterable[Given] = (), *, share: float = SHARE) -> Diagnosis
     >>> round(report.layers[0].dead, 3)
     0.333
     """
+    share = option_value("diagnose", "share", share, SHARE)
     if not 0 < share <= 1:
         raise ValueError(wrong("diagnose", "share", share, "a number in (0, 1]"))
     found = Diagnosis(share)
