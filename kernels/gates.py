@@ -31,7 +31,7 @@ def silu(xp, x):
     --------
     >>> import numpy as np, xpnn
     >>> np.round(xpnn.silu([-1000.0, 1.0, 100.0]), 4)
-    array([ -0.    ,   0.7311, 100.    ])
+    array([  0.    ,   0.7311, 100.    ])
     """
     return times_sigmoid(xp, x, x)
 
@@ -92,7 +92,7 @@ def mish(xp, x):
     --------
     >>> import numpy as np, xpnn
     >>> np.round(xpnn.mish([-1000.0, 1.0, 100.0]), 4)
-    array([ -0.    ,   0.8651, 100.    ])
+    array([  0.    ,   0.8651, 100.    ])
     """
     e = xp.exp(-xp.abs(x))
     n, u = x * e, 1.0 + e
@@ -161,7 +161,7 @@ def gelu(xp, x, *, approximate="none"):
     >>> np.round(xpnn.gelu([-1000.0, 1.0, 100.0]), 4)
     array([ -0.    ,   0.8413, 100.    ])
     >>> np.round(xpnn.gelu([-1000.0, 1.0, 100.0], approximate="tanh"), 4)
-    array([ -0.    ,   0.8412, 100.    ])
+    array([  0.    ,   0.8412, 100.    ])
     """
     if approximate == "tanh":
         return times_sigmoid(xp, x, twice_u(xp, x)[0])

@@ -102,7 +102,7 @@ def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
     >>> import torch, xpnn.torch
     >>> xpnn.torch.silu(torch.tensor([-1000.0, 1.0]))
-    tensor([-0.0000, 0.7311])
+    tensor([0.0000, 0.7311])
     """
     return _elsewhere("silu", inplace)((input,))
 
@@ -112,7 +112,7 @@ def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
     >>> import torch, xpnn.torch
     >>> xpnn.torch.mish(torch.tensor([-1000.0, 1.0]))
-    tensor([-0.0000, 0.8651])
+    tensor([0.0000, 0.8651])
     """
     return _elsewhere("mish", inplace)((input,))
 
