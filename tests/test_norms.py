@@ -92,7 +92,7 @@ def test_rows_of_several_axes(backend: str, close: Callable[..., None]) -> None:
 
 @pytest.mark.parametrize("columns", [1, 3, 7, 16, 20, 100, 130, 1000])
 def test_constant_rows(backend: str, columns: int) -> None:
-    """They come out as 0, however large: a mean that is off by its last bit would be taken for a deviation. So is the variance."""
+    """They come out as 0, and their variance too, however large: a mean off by its last bit would be taken for a deviation."""
     values = (RNG.uniform(1, 10, 64) * 10.0 ** RNG.integers(-3, 5, 64)).astype(np.float32)
     y, pullback = xpnn.layer_norm.vjp(np.repeat(values[:, None], columns, 1))
     np.testing.assert_array_equal(y, 0)
