@@ -346,8 +346,8 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 def expm1(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """exp(x) - 1 = (2**n - 1 + 2**n r) + 2**n (exp(r) - 1 - r), as `exp` reduces x, with r's own rounding error.
 
-    What the sum in parentheses lost is given back below zero, where 2**n - 1 is exact and the larger.
-    Worst error 1.08 ULP (float32), 1.13 ULP (float64).
+    What the sum in parentheses lost, by far the smaller part, is given back.
+    Worst error 1.08 ULP (float32, every 16th input), 1.13 ULP (float64).
     """
     v = _Value(builder, x)
     form = v.format
