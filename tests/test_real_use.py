@@ -74,9 +74,10 @@ def test_data_loader(python: Callable[..., str]) -> None:
 def test_interrupt(python: Callable[..., str]) -> None:
     """Ctrl-C during a long call is raised when it returns; the next calls are right."""
     code = """
-        import _thread, threading
+        import _thread, signal, threading
         import numpy as np, xpnn
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
         x = np.random.default_rng(0).normal(size=(2000, 3000))
         expected = xpnn.softmax(x)
         begun = threading.Event()
