@@ -264,8 +264,8 @@ def row_loss(xp, x, target, weight, w, m, s, label_smoothing, z_loss):
         loss = nll if w is None else w * nll
         if label_smoothing:
             each = log_s - (x - m)
-            uniform = xp.sum(each if weight is None else weight * each, axis=-1, keepdims=True) / x.shape[-1]
-            loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+            uniform = xp.sum(each if weight is None else weight * each, axis=-1, keepdims=True)
+            loss = (1 - label_smoothing) * loss + label_smoothing / x.shape[-1] * uniform
     if z_loss:
         lse = m + log_s
         loss = loss + z_loss * (lse * lse)

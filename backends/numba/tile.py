@@ -6,7 +6,7 @@ from xpnn.backends.numba.expression import Context
 from xpnn.backends.numba.loops import CHUNK
 from xpnn.backends.numba.stage import BLOCK, StageWriter
 from xpnn.backends.phases import DEAR
-from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage, walk
+from xpnn.backends.program import ROW_REDUCTIONS, Node, Stage
 
 # columns of neighbouring tiles that are read and written together, a piece of memory for each column: a part of the first
 # cache, or of the second where one tile is more than that
@@ -142,7 +142,7 @@ class TileWriter(StageWriter):
                 body.append(f"{name} = maximum({value}, {name})")
             elif name in added:
                 body.append(f"set_line({added[name][0]}, j % W, line({added[name][0]}, j % W) + {value})")
-            elif self._is_dear(r.args[0]):
+            elif r.args[0].op in DEAR:
                 body.append(f"{name}_lanes = {name}_lanes + {value}")
             else:
                 body.append(f"{name}_all = {name}_all + doubled({value})")
@@ -154,8 +154,8 @@ class TileWriter(StageWriter):
         if added:
             lines += self._long_sums(added, body)
         elif summed := [r for r in reductions if r.op == "row_sum"]:
-            # in double precision; but beside an exponential that would take a tenth of the time: there W columns at a time
-            chunked = [names[r] for r in summed if self._is_dear(r.args[0])]
+            # in double precision; but of exponentials alone that would take a tenth of the time: there W columns at a time
+            chunked = [names[r] for r in summed if r.args[0].op in DEAR]
             doubles = [names[r] for r in summed if names[r] not in chunked]
             lines += [f"{name}_all = doubled({name})" for name in doubles]
             lines.append(f"for start in range(0, {columns}, W):")
@@ -166,9 +166,6 @@ class TileWriter(StageWriter):
         else:
             lines += [f"for j in range({columns}):", *(f"    {line}" for line in body)]
         scope |= names
-
-    def _is_dear(self, node: Node) -> bool:
-        return any(n.op in DEAR for n in walk([node]))
 
     def _long_sums(self, added: dict[str, tuple[str, str]], body: list[str]) -> list[str]:
         """A loop over columns that adds up as `LoopWriter` does: line k of a table stands for its lane k.
