@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from xpnn.backends.program import DType, Extent, Node, Program, Shape, derive, is_number, walk
 
 _TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
-_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "tanh", "erf", "erfc"}
+_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "floor", "tanh", "erf", "erfc"}
 _TRACING = {__name__, "xpnn.backends.trace"}
 
 

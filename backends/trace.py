@@ -11,7 +11,7 @@ from xpnn.backends.recording import DTYPES, Array, DTypeToken, Trace, refuse
 
 UNARY = {
     "abs": "abs", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
-    "erf": "erf", "erfc": "erfc",
+    "erf": "erf", "erfc": "erfc", "floor": "floor",
     "negative": "neg", "isnan": "isnan", "logical_not": "not",
 }  # fmt: skip
 BINARY = {

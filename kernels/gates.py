@@ -33,15 +33,14 @@ def silu(xp, x):
     >>> np.round(xpnn.silu([-1000.0, 1.0, 100.0]), 4)
     array([  0.    ,   0.7311, 100.    ])
     """
-    return times_sigmoid(xp, x, x)
+    return times_sigmoid(xp, x, xp.exp(-xp.abs(x)))
 
 
-def times_sigmoid(xp, x, v):
-    """x σ(v), for x and v of one sign: with e = exp(−|v|) x / (1 + e) above 0; below, n − n e / (1 + e) with n = x e."""
-    e = xp.exp(-xp.abs(v))
+def times_sigmoid(xp, x, e):
+    """x σ(v) for v of the sign of x and e = exp(−|v|): x / (1 + e) above 0; below, n − n e / (1 + e) with n = x e."""
     n = x * e
-    t = xp.where(v >= 0, x, e) / (1.0 + e)
-    return xp.where(v >= 0, t, n - n * t)
+    t = xp.where(x >= 0, x, e) / (1.0 + e)
+    return xp.where(x >= 0, t, n - n * t)
 
 
 @silu.backward
@@ -57,12 +56,11 @@ def silu_backward(xp, dy, x):
     return dy * (t - t * q)
 
 
-def both_sides(xp, x):
-    """σ(x) and σ(−x), which add up to 1: with e = exp(−|x|) one is 1 / (1 + e) and the other e / (1 + e)."""
-    e = xp.exp(-xp.abs(x))
+def both_sides(xp, v, e):
+    """σ(v) and σ(−v), which add up to 1: with e = exp(−|v|) one is 1 / (1 + e) and the other e / (1 + e)."""
     larger = 1.0 / (1.0 + e)
     smaller = e * larger
-    return xp.where(x >= 0, larger, smaller), xp.where(x >= 0, smaller, larger)
+    return xp.where(v >= 0, larger, smaller), xp.where(v >= 0, smaller, larger)
 
 
 @kernel
@@ -153,7 +151,8 @@ def gelu(xp, x, *, approximate="none"):
     Notes
     -----
     Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016. Φ(x) = erfc(−x / √2) / 2, which stays exact far left, where
-    1 + erf(x / √2) would cancel; and (1 + tanh u) / 2 is σ(2u), for the same reason. As in PyTorch, the result for −∞ is NaN.
+    1 + erf(x / √2) would cancel; and (1 + tanh u) / 2 is σ(2u), for the same reason: the approximation is silu's formula, and
+    below 0, where it is n (1 − t), what e and 1 + e lost by rounding is given to t. As in PyTorch, the result for −∞ is NaN.
 
     Examples
     --------
@@ -164,20 +163,35 @@ def gelu(xp, x, *, approximate="none"):
     array([  0.    ,   0.8412, 100.    ])
     """
     if approximate == "tanh":
-        return times_sigmoid(xp, x, twice_u(xp, x)[0])
+        e, lost = exp_minus_twice_u(xp, xp.abs(x))
+        d = 1.0 + e
+        n, t = x * e, xp.where(x >= 0, x, e) / d
+        return xp.where(x >= 0, t, n - n * (t + (1.0 - t) * (lost - t * (e - (d - 1.0)))))
     return 0.5 * x * xp.erfc(-math.sqrt(0.5) * x)
 
 
-def twice_u(xp, x):
-    """2u of gelu's approximation, and its derivative.
+def exp_minus_twice_u(xp, a):
+    """exp(−2u) of gelu's approximation, with 2u = p(a) = f a + c a³.
 
-    Where x² > 10⁶ the function is level: the square may stop there, and then overflows nowhere.
+    It is off by as much as p(a) is, so p(a) is the sum of a number that is not rounded at all in float32 and a small one. With
+    h, a to a sixteenth at most, they are H = h (F + C h²), where F and C are f and c to a few digits, and
+    R = (a − h) (f + c (a (a + h) + h²)) + h (f − F + (c − C) h²). Second is what rounding H + R lost. Beyond 32 the
+    exponential is 0, in float64 too, and a may stop.
     """
-    square = x * x
-    square = xp.where(square > 1e6, 1e6, square)
-    factor = 2.0 * math.sqrt(2.0 / math.pi)
-    cubic = 0.044715 * factor
-    return x * (factor + cubic * square), factor + 3.0 * cubic * square
+    a = xp.where(a > 32.0, 32.0, a)
+    h = xp.floor(8.0 * a + 0.5) / 8.0
+    square = h * h
+    large = h * (SHORT_FACTOR + SHORT_CUBIC * square)
+    small = h * ((FACTOR - SHORT_FACTOR) + (CUBIC - SHORT_CUBIC) * square)
+    small = (a - h) * (FACTOR + CUBIC * (a * (a + h) + square)) + small
+    p = large + small
+    return xp.exp(-p), (large - p) + small
+
+
+FACTOR = 2.0 * math.sqrt(2.0 / math.pi)
+CUBIC = 0.044715 * FACTOR
+SHORT_FACTOR = round(FACTOR * 2**13) / 2**13
+SHORT_CUBIC = round(CUBIC * 2**7) / 2**7
 
 
 @gelu.backward
@@ -187,8 +201,9 @@ def gelu_backward(xp, dy, x, *, approximate="none"):
     With v = 2u, that of x σ(v) is σ(v) + x σ(v) · v′ σ(−v), multiplied in this order, in which nothing overflows.
     """
     if approximate == "tanh":
-        v, slope = twice_u(xp, x)
-        s, c = both_sides(xp, v)
+        s, c = both_sides(xp, x, exp_minus_twice_u(xp, xp.abs(x))[0])
+        square = x * x
+        slope = FACTOR + 3.0 * CUBIC * xp.where(square > 1e6, 1e6, square)
         return dy * (s + x * s * (slope * c))
     return dy * (0.5 * xp.erfc(-math.sqrt(0.5) * x) + x * xp.exp(-0.5 * x * x - math.log(math.sqrt(2.0 * math.pi))))
 
@@ -315,5 +330,5 @@ def glu(xp, a, b):
 @glu.kernel.backward
 def glu_backward(xp, dy, a, b):
     """da = dy ⊙ σ(b), and db = dy ⊙ a ⊙ σ(b) σ(−b)."""
-    s, c = both_sides(xp, b)
+    s, c = both_sides(xp, b, xp.exp(-xp.abs(b)))
     return dy * s, dy * (a * (s * c))

@@ -294,13 +294,14 @@ def loss_gradients(xp, x, p, target, weight, w, m, s, label_smoothing, scale):
 def capped(xp, logits, softcap):
     """c · tanh(x / c), and its derivative, each to a few roundings of itself however small it is.
 
-    With b = exp(2|x| / c) − 1, tanh|x / c| = b / (b + 2); with r = 2 / (b + 2) = 1 − tanh|x / c|, which lies in [0, 1],
-    the derivative is 1 − tanh² = r (2 − r): nothing cancels. The quotient is b r / 2, and 1 where b is infinite.
+    With b = exp(2|x| / c) − 1, tanh|x / c| = b / (b + 2), where b may stop at a number that is as good as infinity; with
+    r = 2 / (b + 2) = 1 − tanh|x / c|, which lies in [0, 1], the derivative is 1 − tanh² = r (2 − r): nothing cancels.
     From tanh itself, 1 − tanh² would carry twice its rounding beside a result near 0.
     """
     b = xp.expm1(2.0 * xp.abs(logits) / softcap)
     r = 2.0 / (b + 2.0)
-    t = softcap * (0.5 * xp.minimum(b, 2.0**100) * xp.maximum(r, 2.0**-99))
+    limited = xp.minimum(b, 2.0**100)
+    t = softcap * (limited / (limited + 2.0))
     return xp.where(logits < 0, -t, t), r * (2.0 - r)
 
 

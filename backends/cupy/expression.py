@@ -14,7 +14,7 @@ _INFIX = {
 }  # fmt: skip
 _CALLS = {
     "abs": "magnitude", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh",
-    "erf": "erf", "erfc": "erfc",
+    "erf": "erf", "erfc": "erfc", "floor": "floor",
     "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
 _PREFIX = {"neg": "-", "not": "!"}
@@ -33,7 +33,7 @@ _WORDS = re.findall(
     template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual void volatile
     wchar_t while xor xor_eq half std errno assert linux unix index
     threadIdx blockIdx blockDim gridDim warpSize
-    exp expm1 log log1p tanh erf erfc sqrt fabs real column_t least whole maximum minimum magnitude masked clear fill copy
+    exp expm1 log log1p tanh erf erfc sqrt floor fabs real column_t least whole maximum minimum magnitude masked clear fill copy
     alike down put to_real from_real load store memory area lane warp first row rows columns width chunk chunks slots column
     blocks start end each top together wanted mine rank parts
     """,

@@ -32,8 +32,8 @@ _HALVES = ("", "_float16", "_bfloat16")
 _VOCABULARY = {
     "crest": [f"crest{half}" for half in _HALVES],
     "lanes": [
-        "absolute", "columns", "divide", "doubled", "erf", "erfc", "exp", "expm1", "exp_nonpositive", "keep", "least", "log",
-        "log1p", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh",
+        "absolute", "columns", "divide", "doubled", "erf", "erfc", "exp", "expm1", "exp_nonpositive", "floor", "keep", "least",
+        "log", "log1p", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh",
         "to_float", "to_int", "total", "where",
     ],
     "memory": [

@@ -22,7 +22,7 @@ _INFIX = {
 }
 _CALLS = {
     "abs": "absolute", "neg": "negative", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
-    "tanh": "tanh", "erf": "erf", "erfc": "erfc", "maximum": "maximum", "minimum": "minimum",
+    "tanh": "tanh", "erf": "erf", "erfc": "erfc", "floor": "floor", "maximum": "maximum", "minimum": "minimum",
     "and": "logical_and", "or": "logical_or", "not": "logical_not",
 }  # fmt: skip
 READABLE = {"row_max": "max", "row_sum": "sum", "sum_rows": "total", "column_sum": "sums", "gather": "taken"}

@@ -173,6 +173,10 @@ def _sqrt(builder: Any, a: ir.Value) -> ir.Value:
     return _call(builder, "llvm.sqrt", [a])
 
 
+def _floor(builder: Any, a: ir.Value) -> ir.Value:
+    return _call(builder, "llvm.floor", [a])
+
+
 def _absolute(builder: Any, a: ir.Value) -> ir.Value:
     return _call(builder, "llvm.fabs", [a])
 
@@ -211,6 +215,7 @@ tanh = _elementwise("tanh", _tanh)
 erf = _elementwise("erf", _erf)
 erfc = _elementwise("erfc", _erfc)
 sqrt = _elementwise("sqrt", _sqrt)
+floor = _elementwise("floor", _floor)
 absolute = _elementwise("absolute", _absolute)
 negative = _elementwise("negative", _negative)
 maximum = _elementwise("maximum", largest)

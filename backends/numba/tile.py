@@ -144,8 +144,13 @@ class TileWriter(StageWriter):
                 body.append(f"set_line({added[name][0]}, j % W, line({added[name][0]}, j % W) + {value})")
             elif r.args[0].op in DEAR:
                 body.append(f"{name}_lanes = {name}_lanes + {value}")
-            else:
+            elif self.context.dtype == "float32":
                 body.append(f"{name}_all = {name}_all + doubled({value})")
+            else:  # what each addition loses is added up too
+                body.append(f"{name}_next = {name}_all + {value}")
+                over = f"({name}_next - {name}_all)"
+                body.append(f"{name}_part = {name}_part + (({name}_all - ({name}_next - {over})) + ({value} - {over}))")
+                body.append(f"{name}_all = {name}_next")
         for s in stores:
             body.append(f"set_line({self.tiles[s]}, j, {self.cast(s, self._lanes(s, phase, inner, body))})")
         for s in sums:
@@ -154,15 +159,21 @@ class TileWriter(StageWriter):
         if added:
             lines += self._long_sums(added, body)
         elif summed := [r for r in reductions if r.op == "row_sum"]:
-            # in double precision; but of exponentials alone that would take a tenth of the time: there W columns at a time
+            # rounded once, as it were; but of exponentials alone that would take a tenth of the time: there W columns at a time
             chunked = [names[r] for r in summed if r.args[0].op in DEAR]
             doubles = [names[r] for r in summed if names[r] not in chunked]
             lines += [f"{name}_all = doubled({name})" for name in doubles]
+            if self.context.dtype != "float32":
+                lines += [f"{name}_part = {name}" for name in doubles]
             lines.append(f"for start in range(0, {columns}, W):")
             lines += [f"    {name}_lanes = spread(f(0.0))" for name in chunked]
             lines += [f"    for j in range(start, least({columns}, start + W)):", *(f"        {line}" for line in body)]
             lines += [f"    {name} = {name} + {name}_lanes" for name in chunked]
-            lines += [f"{name} = rounded({name}_all, f(0.0))" for name in doubles]
+            for name in doubles:
+                if self.context.dtype == "float32":
+                    lines.append(f"{name} = rounded({name}_all, f(0.0))")
+                else:  # what is lost beside inf is NaN
+                    lines.append(f"{name} = where({name}_part == {name}_part, {name}_all + {name}_part, {name}_all)")
         else:
             lines += [f"for j in range({columns}):", *(f"    {line}" for line in body)]
         scope |= names

@@ -47,7 +47,7 @@ template <class T> inline T host_shuffle(unsigned mask, T value, int distance, i
 inline float __int_as_float(int v) { float r; std::memcpy(&r, &v, 4); return r; }
 inline unsigned host_bits(float v) { unsigned r; std::memcpy(&r, &v, 4); return r; }
 inline double __longlong_as_double(long long v) { double r; std::memcpy(&r, &v, 8); return r; }
-using std::exp; using std::expm1; using std::log; using std::log1p; using std::tanh; using std::erf; using std::erfc; using std::sqrt; using std::fabs;
+using std::exp; using std::expm1; using std::log; using std::log1p; using std::tanh; using std::erf; using std::erfc; using std::sqrt; using std::floor; using std::fabs;
 
 // --- half precision, rounded to nearest even
 
