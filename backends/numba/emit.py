@@ -33,8 +33,8 @@ _VOCABULARY = {
     "crest": [f"crest{half}" for half in _HALVES],
     "lanes": [
         "absolute", "columns", "divide", "doubled", "erf", "erfc", "exp", "expm1", "exp_nonpositive", "floor", "keep", "least",
-        "log", "log1p", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt", "tanh",
-        "to_float", "to_int", "total", "where",
+        "log", "log1p", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "negative", "peak", "spread", "sqrt",
+        "tanh", "to_float", "to_int", "total", "where",
     ],
     "memory": [
         "apart", "cut", "desk", "fetch", "fetch_to_write", "hold", "room", "settle", *(f"stream{half}" for half in _HALVES),
@@ -44,7 +44,7 @@ _VOCABULARY = {
         *(n + half for n in ("at", "load", "put", "store") for half in _HALVES),
     ],
     "tiles": [
-        "add_up", "anywhere", "gather", "gathered", "line", "nothing", "pick_line", "rounded", "set_line",
+        "anywhere", "first_of", "gather", "gathered", "line", "nothing", "pick_line", "rounded", "set_line",
         *(
             n + half
             for n in ("cut_out", "load_rows", "pick", "put_back", "store_rows", "turn", "turn_back")

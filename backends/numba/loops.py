@@ -138,7 +138,7 @@ class LoopWriter(StageWriter):
         inner: list[str] = []
         for s in self.stage.sums:
             if s.op == "sum_rows":
-                inner.append(f"{self.sums[s]} = 0.0")
+                inner += self.sum_begun(self.sums[s], "0.0")
             else:
                 name = f"{self.sums[s]}_parts"
                 inner += [
@@ -149,7 +149,7 @@ class LoopWriter(StageWriter):
         inner += [f"for i in range(b * block, least({rows}, b * block + block)):", *(f"    {line}" for line in row)]
         for s in self.stage.sums:
             if s.op == "sum_rows":
-                inner.append(f"{self.sums[s]}_parts[0, b] = {self.sums[s]}")
+                inner.append(f"{self.sums[s]}_parts[0, b] = {self.sum_settled(self.sums[s])}")
         tail = ["if pending:", f"    {self.finish_last}"] if self.waits else []
         return [*head, *(f"    {line}" for line in inner), *tail, *(f"hold({name})" for name in own)]
 
@@ -178,7 +178,7 @@ class LoopWriter(StageWriter):
                     lines.append(self.context.put(self.output[s], row, "0", self.operand(s, scope)))
         for s in self.stage.sums:
             if s.op == "sum_rows":
-                lines.append(f"{self.sums[s]} += {self.operand(s.args[0], scope)}")
+                lines += self.sum_plus(self.sums[s], self.operand(s.args[0], scope))
         return self._waiting(lines, scope) if self.waits else (lines, {})
 
     def _waiting(self, lines: list[str], scope: dict[Node, str]) -> tuple[list[str], dict[str, str]]:

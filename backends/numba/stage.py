@@ -103,8 +103,9 @@ class StageWriter(Writer, ABC):
         """Add up what the blocks left, in their order."""
         name = self.sums[s]
         if s.op == "sum_rows":
-            lines = [f"{name}_all = 0.0", "for b in range(blocks):", f"    {name}_all += {name}_parts[0, b]"]
-            return [*lines, f"{name} = {'f' if s.dtype == 'float' else 'np.intp'}({name}_all)"]
+            lines = [*self.sum_begun(f"{name}_all", "0.0"), "for b in range(blocks):"]
+            lines += [f"    {line}" for line in self.sum_plus(f"{name}_all", f"{name}_parts[0, b]")]
+            return [*lines, f"{name} = {'f' if s.dtype == 'float' else 'np.intp'}({self.sum_settled(f'{name}_all')})"]
         columns = self.context.extent(s.shape[1])
         output = self.context.output_of(s)
         target = self.table(s)
@@ -124,6 +125,25 @@ class StageWriter(Writer, ABC):
             f"    {target}[0, j] = f({name}_all[0, j])",
             *narrow,
         ]
+
+    # Sums are double, of float32; in float64 what each addition loses is added up as well. Beside inf that is NaN.
+
+    def sum_begun(self, name: str, nothing: str) -> list[str]:
+        """A sum of nothing."""
+        return [f"{name} = {nothing}", *([f"{name}_part = {name}"] if self.context.dtype == "float64" else [])]
+
+    def sum_plus(self, name: str, value: str) -> list[str]:
+        """Add to a sum."""
+        if self.context.dtype != "float64":
+            return [f"{name} = {name} + {value}"]
+        over = f"({name}_next - {name})"
+        lost = f"({name} - ({name}_next - {over})) + ({value} - {over})"
+        return [f"{name}_next = {name} + {value}", f"{name}_part = {name}_part + ({lost})", f"{name} = {name}_next"]
+
+    def sum_settled(self, name: str) -> str:
+        """A sum, rounded once."""
+        part = f"{name}_part"
+        return name if self.context.dtype != "float64" else f"where({part} == {part}, {name} + {part}, {name})"
 
     def table(self, s: Node) -> str:
         """The array that holds the sums over rows for each column: an output, unless that is too narrow."""

@@ -74,8 +74,8 @@ class TileWriter(StageWriter):
         for s in self.stage.sums:
             parts = f"{self.sums[s]}_parts"
             if s.op == "sum_rows":
-                before.append(f"{self.sums[s]} = nothing(f(0.0))")
-                after.append(f"{parts}[0, b] = total({self.sums[s]})")
+                before += self.sum_begun(self.sums[s], "nothing(f(0.0))")
+                after.append(f"{parts}[0, b] = total({self.sum_settled(self.sums[s])})")
             else:
                 before += [f"for j in range({columns}):", f"    {parts}[b, j] = f(0.0)"]
         c = self.context
@@ -116,8 +116,7 @@ class TileWriter(StageWriter):
                     lines.append(c.call("store_rows", name, "f(0.0)", name, "i", "n", self.operand(s, scope)))
         for s in self.stage.sums:
             if s.op == "sum_rows":
-                name = self.sums[s]
-                lines.append(f"{name} = add_up({name}, {self.operand(s.args[0], scope)}, n)")
+                lines += self.sum_plus(self.sums[s], f"first_of({self.operand(s.args[0], scope)}, n, f(0.0))")
         return lines
 
     def _column_loop(self, phase: int, scope: dict[Node, str], lines: list[str]) -> None:
@@ -144,13 +143,8 @@ class TileWriter(StageWriter):
                 body.append(f"set_line({added[name][0]}, j % W, line({added[name][0]}, j % W) + {value})")
             elif r.args[0].op in DEAR:
                 body.append(f"{name}_lanes = {name}_lanes + {value}")
-            elif self.context.dtype == "float32":
-                body.append(f"{name}_all = {name}_all + doubled({value})")
-            else:  # what each addition loses is added up too
-                body.append(f"{name}_next = {name}_all + {value}")
-                over = f"({name}_next - {name}_all)"
-                body.append(f"{name}_part = {name}_part + (({name}_all - ({name}_next - {over})) + ({value} - {over}))")
-                body.append(f"{name}_all = {name}_next")
+            else:
+                body += self.sum_plus(f"{name}_all", f"doubled({value})")
         for s in stores:
             body.append(f"set_line({self.tiles[s]}, j, {self.cast(s, self._lanes(s, phase, inner, body))})")
         for s in sums:
@@ -162,18 +156,13 @@ class TileWriter(StageWriter):
             # rounded once, as it were; but of exponentials alone that would take a tenth of the time: there W columns at a time
             chunked = [names[r] for r in summed if r.args[0].op in DEAR]
             doubles = [names[r] for r in summed if names[r] not in chunked]
-            lines += [f"{name}_all = doubled({name})" for name in doubles]
-            if self.context.dtype != "float32":
-                lines += [f"{name}_part = {name}" for name in doubles]
+            for name in doubles:
+                lines += self.sum_begun(f"{name}_all", f"doubled({name})")
             lines.append(f"for start in range(0, {columns}, W):")
             lines += [f"    {name}_lanes = spread(f(0.0))" for name in chunked]
             lines += [f"    for j in range(start, least({columns}, start + W)):", *(f"        {line}" for line in body)]
             lines += [f"    {name} = {name} + {name}_lanes" for name in chunked]
-            for name in doubles:
-                if self.context.dtype == "float32":
-                    lines.append(f"{name} = rounded({name}_all, f(0.0))")
-                else:  # what is lost beside inf is NaN
-                    lines.append(f"{name} = where({name}_part == {name}_part, {name}_all + {name}_part, {name}_all)")
+            lines += [f"{name} = rounded({self.sum_settled(f'{name}_all')}, f(0.0))" for name in doubles]
         else:
             lines += [f"for j in range({columns}):", *(f"    {line}" for line in body)]
         scope |= names

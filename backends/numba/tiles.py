@@ -420,17 +420,18 @@ def _picker(name: str, turned: bool) -> Any:
 
 
 @intrinsic
-def add_up(typingctx: Any, sums: Any, value: Any, n: Any) -> Any:
-    """The first `n` lanes added to float64 lanes."""
+def first_of(typingctx: Any, value: Any, n: Any, like: Any) -> Any:
+    """The first `n` lanes in double precision, or a number in as many lanes as there are of the dtype of `like`; then zeros."""
+    lanes = Lanes(types.float64, width(like))
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        content = args[1] if isinstance(value, Lanes) else splat(builder, args[1], sums.count)
-        if content.type != args[0].type:
-            content = builder.fpext(content, args[0].type)
-        zero = ir.Constant(args[0].type, None)
-        return builder.fadd(args[0], builder.select(mask(builder, args[2], sums.count), content, zero))
+        kind = context.get_value_type(lanes)
+        content = args[0] if isinstance(value, Lanes) else splat(builder, args[0], lanes.count)
+        if content.type != kind:
+            content = builder.fpext(content, kind)
+        return builder.select(mask(builder, args[1], lanes.count), content, ir.Constant(kind, None))
 
-    return sums(sums, value, types.intp), lower
+    return lanes(value, types.intp, like), lower
 
 
 @intrinsic
