@@ -202,6 +202,10 @@ def _torch_functions() -> dict[str, Callable[..., Any]]:
         "relu": torch.relu,
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,
+        "gelu": torch.nn.functional.gelu,
+        "silu": torch.nn.functional.silu,
+        "layer_norm": lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:]),
+        "rms_norm": lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]),
     }
 
 
@@ -292,7 +296,9 @@ def cases(goals: bool) -> list[Case]:
         return found
     logs = tuple((xpnn.log_softmax, direction) for direction in ("forward", "backward"))
     found += [Case(k, direction, shape, d, "") for k, direction in logs for shape in SHAPES for d in GOALS]
-    both = [(k, direction) for k in (xpnn.relu, xpnn.sigmoid, xpnn.tanh) for direction in ("forward", "backward")]
+    found += [Case(k, "forward", shape, d, "") for k in (xpnn.layer_norm, xpnn.rms_norm) for shape in SHAPES for d in GOALS]
+    activations = (xpnn.relu, xpnn.sigmoid, xpnn.tanh, xpnn.gelu, xpnn.silu)
+    both = [(k, direction) for k in activations for direction in ("forward", "backward")]
     found += [Case(k, direction, shape, d, "") for shape in ACTIVATED for k, direction in both for d in (*GOALS, "float16")]
     found += [Case(xpnn.linear, "forward", shape, d, "") for shape in LAYERS for d in (*GOALS, "float16")]
     return found + [Case(k, direction, s, "float16", "") for k, direction in (*DIRECTIONS, *logs) for s in SHAPES]

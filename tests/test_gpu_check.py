@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import xpnn
 from xpnn import testing
 from xpnn.backends.cupy import host
 from xpnn.backends.cupy.regime import Device
@@ -240,6 +241,16 @@ def test_cases():
     assert len({case.name for case in cases}) == len(cases)
     assert {case.dtype for case in cases} == {"float32", "bfloat16", "float16"}
     assert {(8192, 128256), (4096, 50257), (32768, 1024), (1024, 262144)} <= {case.shape for case in goals}
+
+
+@pytest.mark.parametrize("name", sorted({c.kernel.__name__ for c in gpu_timing.cases(goals=False) if not c.is_product}))
+def test_peers_compute_the_same(name):
+    """What is raced with a kernel is PyTorch's function of the same name and defaults."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: what is raced with kernels is not compared")
+    x = np.random.default_rng(0).normal(size=(6, 9))
+    target = (np.arange(6),) if name == "cross_entropy" else ()
+    theirs = gpu_timing._torch_functions()[name](torch.from_numpy(x), *map(torch.from_numpy, target))
+    np.testing.assert_allclose(getattr(xpnn, name)(x, *target), theirs, rtol=1e-12)
 
 
 def test_borders():
