@@ -152,3 +152,18 @@ def test_edges(name: str, dtype: str) -> None:
     np.testing.assert_array_equal(got[:-1], want[:-1])
     np.testing.assert_array_equal(np.signbit(got[:4]), np.signbit(want[:4]))
     np.testing.assert_allclose(got[-1], want[-1], rtol=np.finfo(dtype).eps)
+
+
+@xpnn.kernel
+def floor(xp: Any, x: Any) -> Any:
+    return xp.floor(x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floor(dtype: str) -> None:
+    """The largest whole number below, signs of zeros included; of lanes, and of numbers that a row has one of."""
+    x = np.array([[0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0**23 - 0.5, -(2.0**60), np.inf, -np.inf, np.nan]], dtype)
+    with xpnn.use_backend("numba"):
+        for ours, want in ((floor(x), np.floor(x)), (floor(x[0, 3]), np.floor(x[0, 3])), (floor(x.T), np.floor(x.T))):
+            np.testing.assert_array_equal(ours, want)
+            np.testing.assert_array_equal(np.signbit(ours), np.signbit(want))
