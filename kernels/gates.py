@@ -151,8 +151,7 @@ def gelu(xp, x, *, approximate="none"):
     Notes
     -----
     Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016. Φ(x) = erfc(−x / √2) / 2, which stays exact far left, where
-    1 + erf(x / √2) would cancel; and (1 + tanh u) / 2 is σ(2u), for the same reason: the approximation is silu's formula, and
-    below 0, where it is n (1 − t), what e and 1 + e lost by rounding is given to t. As in PyTorch, the result for −∞ is NaN.
+    1 + erf(x / √2) would cancel; and (1 + tanh u) / 2 is σ(2u), for the same reason. As in PyTorch, the result for −∞ is NaN.
 
     Examples
     --------
@@ -163,10 +162,7 @@ def gelu(xp, x, *, approximate="none"):
     array([  0.    ,   0.8412, 100.    ])
     """
     if approximate == "tanh":
-        e, lost = exp_minus_twice_u(xp, xp.abs(x))
-        d = 1.0 + e
-        n, t = x * e, xp.where(x >= 0, x, e) / d
-        return xp.where(x >= 0, t, n - n * (t + (1.0 - t) * (lost - t * (e - (d - 1.0)))))
+        return times_sigmoid(xp, x, exp_minus_twice_u(xp, xp.abs(x)))
     return 0.5 * x * xp.erfc(-math.sqrt(0.5) * x)
 
 
@@ -175,8 +171,8 @@ def exp_minus_twice_u(xp, a):
 
     It is off by as much as p(a) is, so p(a) is the sum of a number that is not rounded at all in float32 and a small one. With
     h, a to a sixteenth at most, they are H = h (F + C h²), where F and C are f and c to a few digits, and
-    R = (a − h) (f + c (a (a + h) + h²)) + h (f − F + (c − C) h²). Second is what rounding H + R lost. Beyond 32 the
-    exponential is 0, in float64 too, and a may stop.
+    R = (a − h) (f + c (a (a + h) + h²)) + h (f − F + (c − C) h²). What rounding H + R loses is given to the exponential. Beyond
+    32 that is 0, in float64 too, and a may stop.
     """
     a = xp.where(a > 32.0, 32.0, a)
     h = xp.floor(8.0 * a + 0.5) / 8.0
@@ -185,7 +181,8 @@ def exp_minus_twice_u(xp, a):
     small = h * ((FACTOR - SHORT_FACTOR) + (CUBIC - SHORT_CUBIC) * square)
     small = (a - h) * (FACTOR + CUBIC * (a * (a + h) + square)) + small
     p = large + small
-    return xp.exp(-p), (large - p) + small
+    e = xp.exp(-xp.abs(p))  # there is a quicker and better one of what cannot be above 0
+    return e - e * ((large - p) + small)
 
 
 FACTOR = 2.0 * math.sqrt(2.0 / math.pi)
@@ -201,7 +198,7 @@ def gelu_backward(xp, dy, x, *, approximate="none"):
     With v = 2u, that of x σ(v) is σ(v) + x σ(v) · v′ σ(−v), multiplied in this order, in which nothing overflows.
     """
     if approximate == "tanh":
-        s, c = both_sides(xp, x, exp_minus_twice_u(xp, xp.abs(x))[0])
+        s, c = both_sides(xp, x, exp_minus_twice_u(xp, xp.abs(x)))
         square = x * x
         slope = FACTOR + 3.0 * CUBIC * xp.where(square > 1e6, 1e6, square)
         return dy * (s + x * s * (slope * c))
