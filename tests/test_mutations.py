@@ -56,6 +56,11 @@ EQUIVALENT = {
     # the mean's first guess and what makes up for its last bit: test_constant_rows of tests/test_norms.py tells these
     *(("layer_norm", what) for what in ("%3 div -> mul", "%7 add -> sub", "%7 add -> only argument 0")),
     *(("layer_norm", what) for what in ("%13 mul -> only", "%14 sub -> add", "%14 sub -> only argument 0")),
+    # where the argument of gelu's exponential is split is free; what makes up for its last bit is worth 0.2 ULP
+    *(("gelu", what) for what in ("%8 mul -> only argument 1", "%10 add", "%41 sub", "%10 mul -> only argument 1")),
+    *(("gelu", what) for what in ("%12 add", "%43 sub")),
+    *(("geglu", what) for what in ("%8 mul -> only argument 1", "%10 add", "%41 sub", "%12 mul -> only argument 1")),
+    *(("geglu", what) for what in ("%14 add", "%45 sub")),
 }
 
 

@@ -39,7 +39,7 @@ def test_parity(kernel: Kernel, dtype: str) -> None:
     """
     most = {"float16": 1, "bfloat16": 1}.get(dtype)
     rows = list(parity_rows([kernel], ["numba"], [dtype], lambda k: few(k, together=dtype == "float32")[:most]))
-    assert len(rows) >= (3 if kernel.declaration.backward is not None else 2)
+    assert len(rows) >= (3 if kernel.declaration.backward is not None else 1)
     assert [row for row in rows if row["verdict"] != "ok"] == []
 
 
