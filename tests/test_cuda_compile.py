@@ -72,8 +72,8 @@ def check(part: Emitted, capability: int, record: Record) -> None:
 def test_every_regime_compiles(kernel: Kernel, dtype: str, record_property: Record) -> None:
     """For sm_90 (sm_80 where that alone has the regime): every direction, alignment and set of options.
 
-    In float64 two variants only, in half precision one: it computes in float32 too, and is but stored otherwise. `make cuda-all`
-    goes through all of them.
+    In float64 two variants only, in half precision one: it computes in float32 too, and is but stored otherwise.
+    `make cuda-all` goes through all of them.
     """
     seen = set()
     left = {"float32": -1, "float64": 2}.get(dtype, 1)
