@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # how many processes run the tests: a number, or auto for one per processor
 JOBS ?= auto
-# of make fuzz: 100,000 take some hours
+# of make fuzz: 100,000 take some 40 minutes
 CASES ?= 10000
 RECORD ?= $(VENV)/fuzz.json
 # more for pytest, such as: make test ARGS="-k softmax -x"

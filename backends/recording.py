@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from xpnn.backends.program import DType, Extent, Node, Program, Shape, derive, is_number, walk
 
 _TO_BOOL = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "isnan"}
-_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "floor", "tanh", "erf", "erfc"}
+_TO_FLOAT = {"div", "exp", "expm1", "log", "log1p", "sqrt", "tanh", "erf", "erfc"}
 _TRACING = {__name__, "xpnn.backends.trace"}
 
 
@@ -115,6 +115,8 @@ class Trace:
         for a in arrays:
             if a.node.op == "transpose":
                 refuse("it uses a transposed array outside matmul")
+        if op == "floor" and arrays[0].node.dtype == "int":
+            return arrays[0]
         values = arrays[1:] if op == "where" else arrays
         kinds = {a.node.dtype for a in values}
         if dtype is None:

@@ -12,6 +12,7 @@ from oracles import ORACLES
 import xpnn
 from xpnn.backends.cupy import host
 from xpnn.backends.kernel import Kernel
+from xpnn.backends.kinds import Index
 from xpnn.testing import Variant, parity_rows, sample, variants
 
 EXPORTED = [getattr(xpnn, name) for name in xpnn.kernels.__all__]
@@ -167,3 +168,15 @@ def test_floor(dtype: str) -> None:
         for ours, want in ((floor(x), np.floor(x)), (floor(x[0, 3]), np.floor(x[0, 3])), (floor(x.T), np.floor(x.T))):
             np.testing.assert_array_equal(ours, want)
             np.testing.assert_array_equal(np.signbit(ours), np.signbit(want))
+
+
+@xpnn.kernel(outputs=("whole",))
+def floored_index(xp: Any, x: Any, target: Index) -> Any:
+    return xp.where(xp.take_along_axis(x, target, axis=-1) > 0, xp.floor(target), 0)
+
+
+def test_floor_of_integers(backend: str) -> None:
+    """They stay what they are, on every backend."""
+    found = floored_index(np.array([[1.0, 2.0], [-1.0, -2.0]]), np.array([1, 1]))
+    np.testing.assert_array_equal(found, [1, 0])
+    assert found.dtype == np.int64
