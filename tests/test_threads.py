@@ -144,3 +144,9 @@ def test_a_bad_environment_on_the_command_line(monkeypatch: pytest.MonkeyPatch, 
     assert done.exit_code == 1
     assert done.output.startswith("Error: backend: got 'abc', expected one of auto, ")
     assert done.output.count("\n") == 1
+
+
+def test_brackets_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be installed is named with its extra."""
+    monkeypatch.setattr("xpnn.cli._available", lambda name: "not available: pip install xpnn[cuda13]")
+    assert "xpnn[cuda13]" in CliRunner().invoke(main, ["info"]).output

@@ -393,7 +393,7 @@ def _console() -> Console:
     """Standard output: as wide as the terminal, wide enough for every table elsewhere."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False)  # "xpnn[cuda13]" is text
 
 
 def _progress() -> Progress:
